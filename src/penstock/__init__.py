@@ -1,0 +1,3 @@
+"""Penstock: an inference system for streaming generative models."""
+
+__version__ = "0.1.0"

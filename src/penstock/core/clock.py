@@ -1,0 +1,35 @@
+"""Where time comes from. Decisions get a `Clock`; only a shell chooses which."""
+
+from __future__ import annotations
+
+import time
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """Seconds that never run backwards; the zero point has no meaning."""
+
+    def now_s(self) -> float: ...
+
+
+class MonotonicClock:
+    """The machine's monotonic clock."""
+
+    def now_s(self) -> float:
+        return time.monotonic()
+
+
+class VirtualClock:
+    """A clock that moves only when told: tests and the simulator."""
+
+    def __init__(self, start_s: float = 0.0) -> None:
+        self._now_s = start_s
+
+    def now_s(self) -> float:
+        return self._now_s
+
+    def advance(self, by_s: float) -> None:
+        """Move forward. Raises ValueError for a negative step: time never runs backwards."""
+        if by_s < 0:
+            raise ValueError(f"a clock cannot go back by {-by_s} s")
+        self._now_s += by_s

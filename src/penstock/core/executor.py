@@ -1,0 +1,116 @@
+"""The protocol between decisions and whatever executes them: torch here, a table of step times in the simulator."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from penstock.core.plan import Plan
+
+
+class StateKind(Enum):
+    """How the state of a layer grows with its sequence."""
+
+    PAGED = "paged"  # every token's keys and values
+    WINDOWED = "windowed"  # first tokens (sinks) and the last ones
+    RECURRENT = "recurrent"  # constant size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateSpec:
+    """Layers whose state has one shape share block tables: a state group.
+
+    block_tokens: token slots of a block. block_bytes: of one block over all `layers`. window_tokens, sink_tokens:
+    for WINDOWED only.
+    """
+
+    name: str
+    kind: StateKind
+    layers: tuple[int, ...]
+    block_tokens: int
+    block_bytes: int
+    window_tokens: int | None = None
+    sink_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFacts:
+    """What decisions need to know of a model; nothing of it is a tensor."""
+
+    name: str
+    n_layers: int
+    vocab_size: int
+    max_model_tokens: int
+    stop_token_ids: frozenset[int]
+    states: tuple[StateSpec, ...]
+    weight_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Log-probabilities (natural) at one position, under the model's distribution before any sampling filter.
+
+    top: (token id, logprob), most likely first. rank: 1 + number of tokens more likely than the chosen one.
+    """
+
+    token: int
+    logprob: float
+    rank: int
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepResult:
+    """What a step produced. tokens: int32 [samples], in the order that `Plan` states; one per sampling row.
+
+    logprobs: by index into `tokens`, for the rows that asked. prompt_logprobs: by index into `plan.chunks`; entry k
+    belongs to the token after position start + k (so the last chunk of a prompt has one entry less than tokens).
+    device_s: time that the device worked on it.
+    """
+
+    tokens: npt.NDArray[np.int32]
+    logprobs: Mapping[int, TokenLogprobs] = field(default_factory=dict)
+    prompt_logprobs: Mapping[int, tuple[TokenLogprobs, ...]] = field(default_factory=dict)
+    device_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """A submitted plan whose result was not collected yet."""
+
+    plan_id: int
+
+
+class Executor(Protocol):
+    """Runs plans strictly in the order of `submit`: what a later plan does to rows and blocks happens after what an
+    earlier one does. So memory that a plan stops using may be given to the next plan at once.
+    """
+
+    @property
+    def facts(self) -> ModelFacts: ...
+
+    @property
+    def max_rows(self) -> int:
+        """Rows 0 .. max_rows - 1 exist."""
+        ...
+
+    def allocate(self, n_blocks: tuple[int, ...]) -> None:
+        """Make the pools, one number of blocks per state group, before the first plan."""
+        ...
+
+    def submit(self, plan: Plan) -> Ticket:
+        """Take a plan without waiting for its result."""
+        ...
+
+    def collect(self, ticket: Ticket) -> StepResult:
+        """Wait for the result of the oldest plan that was not collected. Raises what broke the step, if something did."""
+        ...
+
+    def close(self) -> None:
+        """Give everything back. Results that were not collected are lost."""
+        ...
