@@ -108,7 +108,7 @@ class Executor(Protocol):
         ...
 
     def collect(self, ticket: Ticket) -> StepResult:
-        """Wait for the result of the oldest plan that was not collected. Raises what broke the step, if something did."""
+        """Wait for the result of the oldest plan that was not collected. Raises whatever broke the step."""
         ...
 
     def close(self) -> None:

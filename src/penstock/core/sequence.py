@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Mapping
-from enum import Enum
+from enum import Enum, StrEnum
 from typing import Protocol
 
 from penstock.core.errors import IllegalTransition
@@ -37,7 +37,7 @@ ENDED = frozenset({S.FINISHED, S.ABORTED})
 RESIDENT = frozenset({S.RUNNING, S.PAUSED, S.HANDING_OFF})
 
 
-class FinishReason(str, Enum):
+class FinishReason(StrEnum):
     """Why a sequence ended; the values are what clients read."""
 
     STOP = "stop"
@@ -182,7 +182,8 @@ class Sequence:
         if to not in NEXT[self.state]:
             legal = ", ".join(sorted(s.value for s in NEXT[self.state])) or "nothing"
             raise IllegalTransition(
-                f"sequence {self.id}: {self.state.value} -> {to.value} is not a legal move; from here it may go to {legal}"
+                f"sequence {self.id}: {self.state.value} -> {to.value} is not a legal move; "
+                f"from here it may go to {legal}"
             )
         self.state = to
 

@@ -1,0 +1,153 @@
+"""What a policy sees, and the protocol of each policy slot.
+
+A policy is asked, never told to act: it reads a `View` and answers; the scheduler checks the answer against its
+invariants and applies it. Policies that learn keep their own state and get the events of `Observer`. Answers depend
+on nothing but the view, that state, and a generator that was handed in: so a replay decides the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol, runtime_checkable
+
+from penstock.core.plan import Chunk, DecodeGroup, Plan
+from penstock.core.sequence import SequenceView
+
+
+class MemoryView(Protocol):
+    """Memory as policies see it; counts are of the tightest state group."""
+
+    @property
+    def total_blocks(self) -> int: ...
+    @property
+    def available_blocks(self) -> int:
+        """Free blocks, and cached ones that may be evicted."""
+        ...
+
+    def blocks_for(self, tokens: int) -> int:
+        """Blocks that hold the state of a sequence of so many tokens."""
+        ...
+
+    def hit_tokens(self, seq: SequenceView) -> int:
+        """Tokens of a waiting sequence that the cache holds."""
+        ...
+
+    def held_blocks(self, seq: SequenceView) -> int:
+        """Blocks in the sequence's tables."""
+        ...
+
+
+class LengthPredictor(Protocol):
+    """The `predict` slot: how many tokens will a sequence put out in all?"""
+
+    def expected_tokens(self, seq: SequenceView) -> int:
+        """A central guess, at least what it has put out already, at most its limit."""
+        ...
+
+    def bound_tokens(self, seq: SequenceView) -> int:
+        """A number it will rarely exceed, at most its limit."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """The state of one instance at one moment. Orders are total; nothing here changes while a policy looks.
+
+    waiting: the queue, best first after the `order` slot. prefilling: running sequences with known tokens to compute,
+    in the order of their admission. decoding: the rows that take a token each step. running: all that hold a row.
+    """
+
+    now_s: float
+    waiting: Seq[SequenceView]
+    prefilling: Seq[SequenceView]
+    decoding: DecodeGroup
+    running: Seq[SequenceView]
+    memory: MemoryView
+    lengths: LengthPredictor
+    n_layers: int
+    max_rows: int
+
+
+class Admission(Enum):
+    """Answer of the `admit` slot for the sequence at the head of the queue."""
+
+    START = "start"
+    WAIT = "wait"  # not now, and nobody behind it either
+    SKIP = "skip"  # not now, but look at the next
+
+
+class Yield(Enum):
+    """How a running sequence gives way."""
+
+    RECOMPUTE = "recompute"  # its memory goes; it computes everything again
+    PAUSE = "pause"  # it keeps row and memory and is not planned
+
+
+@dataclass(frozen=True, slots=True)
+class Preemption:
+    """A running sequence, by row, and how it yields."""
+
+    row: int
+    how: Yield = Yield.RECOMPUTE
+
+
+class OrderPolicy(Protocol):
+    """Who is first in the queue: the lowest key. Ties go to (arrival_s, id)."""
+
+    def key(self, seq: SequenceView, view: View) -> tuple[float, ...]: ...
+
+
+class AdmitPolicy(Protocol):
+    """May the sequence start now? `view.memory` says what its prompt needs."""
+
+    def admit(self, seq: SequenceView, view: View) -> Admission: ...
+
+
+class BatchPolicy(Protocol):
+    """Whose tokens and which layers this step: a plan with `decode` and `chunks`, nothing else filled in.
+
+    `decode` is `view.decoding` as a whole, or `NO_DECODE`.
+    """
+
+    def batch(self, view: View) -> Plan: ...
+
+
+class PreemptPolicy(Protocol):
+    """Who yields: of free will before admission (`choose`), or since memory is short (`victim`)."""
+
+    def choose(self, view: View) -> Seq[Preemption]: ...
+
+    def victim(self, view: View, candidates: Seq[SequenceView]) -> Preemption:
+        """One of `candidates` (never empty), in the order of their admission."""
+        ...
+
+
+class RetainPolicy(Protocol):
+    """What stays in the cache: told what becomes evictable and what is used again, asked what goes."""
+
+    def on_cached(self, block: int, now_s: float) -> None: ...
+    def on_removed(self, block: int) -> None:
+        """It is in use again, or was evicted."""
+        ...
+
+    def victim(self) -> int:
+        """The evictable block that goes next; there is at least one."""
+        ...
+
+
+@runtime_checkable
+class Observer(Protocol):
+    """A policy with any of the slots may also follow events."""
+
+    def on_arrival(self, seq: SequenceView, view: View) -> None: ...
+    def on_step(self, plan: Plan, view: View) -> None: ...
+    def on_finish(self, seq: SequenceView, view: View) -> None: ...
+    def on_pressure(self, view: View) -> None: ...
+
+
+def next_chunk(seq: SequenceView, tokens: int) -> Chunk:
+    """The next `tokens` known tokens of a prefilling sequence, through every layer."""
+    assert seq.row is not None
+    return Chunk(row=seq.row, start=seq.planned_tokens, stop=seq.planned_tokens + tokens)
