@@ -1,0 +1,1 @@
+"""The recipe of the bundled model `penstock-tiny`: corpus, tokenizer, training run, evaluation."""
