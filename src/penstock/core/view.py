@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 from penstock.core.plan import Chunk, DecodeGroup, Plan
 from penstock.core.sequence import SequenceView
@@ -137,14 +137,20 @@ class RetainPolicy(Protocol):
         ...
 
 
-@runtime_checkable
-class Observer(Protocol):
-    """A policy with any of the slots may also follow events."""
+class Observer:
+    """A policy of any slot that derives from this follows events; override what it needs."""
 
-    def on_arrival(self, seq: SequenceView, view: View) -> None: ...
-    def on_step(self, plan: Plan, view: View) -> None: ...
-    def on_finish(self, seq: SequenceView, view: View) -> None: ...
-    def on_pressure(self, view: View) -> None: ...
+    def on_arrival(self, seq: SequenceView, view: View) -> None:
+        """A sequence joined the queue."""
+
+    def on_step(self, plan: Plan, view: View) -> None:
+        """A plan was handed to the executor."""
+
+    def on_finish(self, seq: SequenceView, view: View) -> None:
+        """A sequence ended, whatever the reason."""
+
+    def on_pressure(self, view: View) -> None:
+        """Memory ran short: a victim is about to be asked for."""
 
 
 def next_chunk(seq: SequenceView, tokens: int) -> Chunk:
