@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import aiohttp
 import msgspec
@@ -47,14 +48,14 @@ class _Event(msgspec.Struct):
     choices: list[_Choice] = []
     usage: _Usage | None = None
     metrics: _Metrics | None = None
-    error: msgspec.Raw | None = None
+    error: Any = None
 
 
 _event_decoder = msgspec.json.Decoder(_Event)
 
 
 @dataclass(slots=True)
-class Progress:
+class Counts:
     """Running counts for whoever watches."""
 
     sent: int = 0
@@ -85,7 +86,7 @@ class Answer:
         except msgspec.DecodeError as error:
             raise ReplayError(f"the server sent an event that is not a completion chunk: {error}") from error
         if event.error is not None:
-            self.fail(Outcome.ERROR, _message(bytes(event.error)))
+            self.fail(Outcome.ERROR, _message(event.error))
         if event.choices:
             self.token_s.append(now_s)
             self.is_finished = self.is_finished or event.choices[0].finish_reason is not None
@@ -126,7 +127,7 @@ def _round(time_s: float) -> float:
     return round(time_s, 6)  # microseconds: below the resolution of any socket, and half the bytes in the file
 
 
-def identity(request: TraceRequest) -> dict[str, object]:
+def identity(request: TraceRequest) -> dict[str, Any]:
     """The fields of a record that the trace alone decides."""
     return {
         "input_tokens": request.input_tokens,
@@ -139,12 +140,8 @@ def identity(request: TraceRequest) -> dict[str, object]:
     }
 
 
-def _message(body: bytes) -> str:
-    """The human part of an error body: OpenAI's `error.message` where there is one, else the text."""
-    try:
-        error = msgspec.json.decode(body)
-    except msgspec.DecodeError:
-        return body.decode(errors="replace")[:MAX_ERROR_CHARS]
+def _message(error: Any) -> str:
+    """The human part of a decoded error: OpenAI's `error.message` where there is one, else all of it."""
     while isinstance(error, dict) and (inner := error.get("error") or error.get("message")):
         error = inner
     return str(error)[:MAX_ERROR_CHARS]
@@ -174,12 +171,12 @@ class CompletionsClient:
     http: aiohttp.ClientSession
     url: str
     now_s: Callable[[], float]
-    progress: Progress
+    counts: Counts
     request_timeout_s: float
 
     async def send(self, index: int, request: TraceRequest, body: bytes, scheduled_s: float) -> RequestRecord:
         answer = Answer()
-        self.progress.sent += 1
+        self.counts.sent += 1
         sent_s = self.now_s()
         try:
             async with asyncio.timeout(self.request_timeout_s):
@@ -192,8 +189,8 @@ class CompletionsClient:
             answer.fail(Outcome.CUT, f"{type(error).__name__}: {error}"[:MAX_ERROR_CHARS])
         except ReplayError as error:
             answer.fail(Outcome.ERROR, str(error))
-        self.progress.ended += 1
-        self.progress.failed += answer.outcome is not None
+        self.counts.ended += 1
+        self.counts.failed += answer.outcome is not None
         return answer.record(index, request, scheduled_s, sent_s, self.now_s())
 
     async def _stream(self, answer: Answer, request: TraceRequest, index: int, body: bytes) -> None:
@@ -206,7 +203,7 @@ class CompletionsClient:
                 return
             async for data in sse_data(response.content.iter_any()):
                 answer.take(data, self.now_s())
-                self.progress.events += 1
+                self.counts.events += 1
                 if answer.outcome is not None:
                     return
 
@@ -214,7 +211,11 @@ class CompletionsClient:
 async def _take_refusal(answer: Answer, response: aiohttp.ClientResponse) -> None:
     body = await response.content.read(MAX_ERROR_BYTES)
     outcome = Outcome.REFUSED if response.status in BUSY_STATUSES else Outcome.ERROR
-    answer.fail(outcome, f"HTTP {response.status}: {_message(body)}")
+    try:
+        said = _message(msgspec.json.decode(body))
+    except msgspec.DecodeError:
+        said = body.decode(errors="replace")[:MAX_ERROR_CHARS]
+    answer.fail(outcome, f"HTTP {response.status}: {said}")
     try:
         answer.retry_after_s = float(response.headers.get("Retry-After", ""))
     except ValueError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ class ReplayError(UserError):
     code = "invalid_replay"
 
 
-class Outcome(str, Enum):
+class Outcome(StrEnum):
     """How a request ended; every request of the trace ends in exactly one of these."""
 
     OK = "ok"  # the whole stream arrived

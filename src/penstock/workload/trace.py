@@ -24,7 +24,7 @@ FORMAT_VERSION = 1
 
 
 class TraceError(UserError):
-    """A trace file or a generator's parameters are wrong. Names the file, the line and the field where there are any."""
+    """A trace or a generator's parameters are wrong. Names file, line and field where there are any."""
 
     code = "invalid_trace"
 

@@ -1,0 +1,143 @@
+"""What `penstock replay` and `penstock report` do; the CLI mounts these (and `trace_app` of trace_commands.py)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from penstock.core.errors import UserError
+from penstock.core.request import NO_OBJECTIVE, Objective
+from penstock.workload.demo import bursty_demo_trace
+from penstock.workload.measure import summarise
+from penstock.workload.progress import replay_with_bar
+from penstock.workload.records import ReplayError, read_run
+from penstock.workload.replay import ReplayOptions
+from penstock.workload.report import render, write_run
+from penstock.workload.schedule import Pacing
+from penstock.workload.trace import Trace, read_trace
+
+DEMO = "demo"
+API_KEY_VARIABLE = "OPENAI_API_KEY"
+
+Url = Annotated[str, typer.Option("--url", "-u", help="The server, with or without /v1.")]
+ObjectiveText = Annotated[
+    str,
+    typer.Option(
+        "--objective",
+        help="Limits in seconds for requests without their own, as ttft=1,tpot=0.1,deadline=20 (any of them).",
+    ),
+]
+
+
+def replay_command(
+    trace: Annotated[str, typer.Option("--trace", "-t", help=f"A trace file, or `{DEMO}`: a small bursty one.")] = DEMO,
+    url: Url = "http://127.0.0.1:8000",
+    model: Annotated[str | None, typer.Option(help="Model name to send; without it, the first of /v1/models.")] = None,
+    label: Annotated[
+        str, typer.Option("--policy-label", "-l", help="Name of this run in reports, as the policy that served it.")
+    ] = "",
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Write every record and the summary to this JSON.")
+    ] = None,
+    speed: Annotated[float, typer.Option(help="2 replays twice as fast: gaps and pauses are halved.")] = 1.0,
+    pacing: Annotated[
+        Pacing, typer.Option(help="open: each request at its time. sessions: a turn waits for the answer before it.")
+    ] = Pacing.OPEN,
+    objective: ObjectiveText = "",
+    seed: Annotated[int, typer.Option(help="Seed of the made prompts (and of the demo trace).")] = 0,
+    vocab_stop: Annotated[int, typer.Option(help="Made prompts use token ids from 3 up to this, exclusive.")] = 256,
+    request_timeout_s: Annotated[float, typer.Option(help="Give a request up after this many seconds.")] = 600.0,
+    max_total_s: Annotated[float, typer.Option(help="End the replay after this many seconds.")] = 3600.0,
+    send_objectives: Annotated[bool, typer.Option(help="Send each request's limits in its body.")] = True,
+    show_progress: Annotated[bool, typer.Option("--progress/--no-progress", help="Show a progress bar.")] = True,
+) -> None:
+    """Replay a trace against an OpenAI-compatible server and report what the clients saw.
+
+    Exit status: 0 if at least one request was answered, 1 if none was, 2 if the replay could not run. The key for the
+    server, if it needs one, is read from OPENAI_API_KEY.
+    """
+    console = Console()
+    try:
+        fallback = parse_objective(objective)
+        options = ReplayOptions(
+            url=url,
+            model=model,
+            label=label,
+            pacing=pacing,
+            speed=speed,
+            seed=seed,
+            vocab_stop=vocab_stop,
+            request_timeout_s=request_timeout_s,
+            max_total_s=max_total_s,
+            has_objectives=send_objectives,
+            api_key=os.environ.get(API_KEY_VARIABLE),
+        )
+        raise_open_files()
+        bar_console = console if show_progress else Console(quiet=True)
+        run = asyncio.run(replay_with_bar(load_trace(trace, seed), options, bar_console))
+    except UserError as error:
+        raise fail(error) from None
+    summary = summarise(run, fallback)
+    console.print(render(run, summary))
+    if out is not None:
+        write_run(out, run, summary)
+        console.print(f"written: {out}")
+    if summary.ok == 0:
+        raise typer.Exit(1)
+
+
+def report_command(
+    results: Annotated[list[Path], typer.Argument(help="One result file of `penstock replay`.")],
+    objective: ObjectiveText = "",
+) -> None:
+    """Show a result again."""
+    console = Console()
+    try:
+        fallback = parse_objective(objective)
+        runs = [read_run(path) for path in results]
+    except UserError as error:
+        raise fail(error) from None
+    for run in runs:
+        console.print(render(run, summarise(run, fallback)))
+
+
+def load_trace(name: str, seed: int) -> Trace:
+    return bursty_demo_trace(seed=seed) if name == DEMO else read_trace(Path(name))
+
+
+def parse_objective(text: str) -> Objective:
+    """`ttft=1,tpot=0.1,deadline=20` as an Objective; empty is no objective."""
+    if not text.strip():
+        return NO_OBJECTIVE
+    limits_s: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, value = part.strip().partition("=")
+        try:
+            limits_s[{"ttft": "ttft_s", "tpot": "tpot_s", "deadline": "deadline_s"}[name]] = float(value)
+        except (KeyError, ValueError):
+            raise ReplayError(
+                f"{part.strip()!r} is not a limit: give ttft, tpot or deadline and seconds, as ttft=1,tpot=0.1"
+            ) from None
+    return Objective(**limits_s)
+
+
+def raise_open_files() -> None:
+    """Each stream is a socket: allow as many as the system lets this user have."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def fail(error: UserError) -> typer.Exit:
+    """One line on standard error, exit status 2: what every wrong input gets."""
+    Console(stderr=True).print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+    return typer.Exit(2)
