@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from penstock.core.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    Tokens = array[int]
+else:
+    Tokens = array  # not subscriptable before CPython 3.12
 
 MAX_SAMPLES = 16
 MAX_STOPS = 16
@@ -107,7 +113,7 @@ class Request:
     """
 
     id: str
-    prompt: array[int]
+    prompt: Tokens
     sampling: SamplingParams = field(default_factory=SamplingParams)
     arrival_s: float = 0.0
     objective: Objective = NO_OBJECTIVE

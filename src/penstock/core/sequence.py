@@ -86,6 +86,8 @@ class SequenceView(Protocol):
     def layers_done(self) -> int: ...
     @property
     def preemptions(self) -> int: ...
+    @property
+    def finish_reason(self) -> FinishReason | None: ...
 
 
 class Sequence:
@@ -114,16 +116,20 @@ class Sequence:
         "request",
         "row",
         "state",
+        "stop_ids",
         "tokens",
     )
 
-    def __init__(self, request: Request, index: int, output_limit_tokens: int) -> None:
+    def __init__(
+        self, request: Request, index: int, output_limit_tokens: int, stop_ids: frozenset[int] = frozenset()
+    ) -> None:
         self.id = f"{request.id}.{index}"
         self.request = request
         self.index = index
         self.state = S.WAITING
         self.tokens: array[int] = array("i", request.prompt)
         self.output_limit_tokens = output_limit_tokens
+        self.stop_ids = stop_ids
         self.row: int | None = None
         self.epoch = 0  # preemptions so far; results planned in an older epoch are stale
         self.cached_tokens = 0  # prefix hit of the first admission
@@ -170,12 +176,22 @@ class Sequence:
 
     @property
     def prefill_left_tokens(self) -> int:
-        """Known tokens that still need a pass; 0 for a decoding sequence."""
-        return max(0, len(self.tokens) - self.planned_tokens)
+        """Known tokens that still need a pass as prompt; 0 for a decoding sequence."""
+        return 0 if self._counter is not None else len(self.tokens) - self._planned
+
+    @property
+    def planned_outputs(self) -> int:
+        """Outputs drawn once every plan has run; for a sequence without known tokens left to compute."""
+        return self.planned_tokens - len(self.request.prompt) + 1
 
     @property
     def is_decoding(self) -> bool:
         return self._counter is not None
+
+    @property
+    def joined_step(self) -> int:
+        """The step of its decode group at which it joined."""
+        return self._joined_step
 
     def move(self, to: SeqState) -> None:
         """Change the state. Raises IllegalTransition, and leaves it as it was, if the table has no such move."""

@@ -96,6 +96,11 @@ class Preemption:
 class OrderPolicy(Protocol):
     """Who is first in the queue: the lowest key. Ties go to (arrival_s, id)."""
 
+    @property
+    def is_static(self) -> bool:
+        """The key of a sequence never changes while it waits, so the queue need not be sorted again."""
+        ...
+
     def key(self, seq: SequenceView, view: View) -> tuple[float, ...]: ...
 
 
@@ -125,7 +130,14 @@ class PreemptPolicy(Protocol):
 
 
 class RetainPolicy(Protocol):
-    """What stays in the cache: told what becomes evictable and what is used again, asked what goes."""
+    """What stays in the cache: told what becomes evictable and what is used again, asked what goes.
+
+    One object per pool: block numbers of two pools have nothing to do with each other.
+    """
+
+    def pin_until_s(self, seq: SequenceView, now_s: float) -> float | None:
+        """Asked when a sequence ends: keep its blocks from eviction until then (None: do not)."""
+        ...
 
     def on_cached(self, block: int, now_s: float) -> None: ...
     def on_removed(self, block: int) -> None:

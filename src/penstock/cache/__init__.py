@@ -1,0 +1,1 @@
+"""Who owns which memory: block pools, the prefix index, state groups, and `Memory` over all of them."""

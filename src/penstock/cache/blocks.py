@@ -1,0 +1,163 @@
+"""The block pool: every block is in exactly one state, and only the pool moves it.
+
+A block is *active* while sequences use it (shared prefixes: several), then *free*, or *cached* if its content may be
+found again, or *pinned*: cached, and not evictable until a time. The states after these belong to tiers and transfers:
+content on its way (*moving*, *in transfer*) belongs to no sequence and may not be handed out.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from enum import Enum
+
+from penstock.core.errors import IllegalTransition
+from penstock.core.view import RetainPolicy
+
+
+class BlockState(Enum):
+    """Where a block stands."""
+
+    FREE = "free"
+    ACTIVE = "active"
+    CACHED = "cached"
+    PINNED = "pinned"
+    MOVING = "moving"  # being copied between tiers
+    HOST = "host"  # its content lies in host memory
+    DISK = "disk"
+    IN_TRANSFER = "in-transfer"  # another instance is pulling it
+
+
+B = BlockState
+NEXT: Mapping[BlockState, frozenset[BlockState]] = {
+    B.FREE: frozenset({B.ACTIVE, B.MOVING}),
+    B.ACTIVE: frozenset({B.FREE, B.CACHED, B.PINNED, B.MOVING, B.IN_TRANSFER}),
+    B.CACHED: frozenset({B.ACTIVE, B.FREE, B.PINNED, B.MOVING}),
+    B.PINNED: frozenset({B.ACTIVE, B.CACHED, B.MOVING}),
+    B.MOVING: frozenset({B.ACTIVE, B.FREE, B.CACHED, B.HOST, B.DISK}),
+    B.HOST: frozenset({B.MOVING, B.FREE}),
+    B.DISK: frozenset({B.MOVING, B.FREE}),
+    B.IN_TRANSFER: frozenset({B.FREE, B.CACHED}),
+}
+
+
+class BlockPool:
+    """`n_blocks` blocks of one state group.
+
+    on_evict is called with a block whose cached content is about to be lost.
+    """
+
+    def __init__(
+        self, n_blocks: int, retain: RetainPolicy, on_evict: Callable[[int], None] = lambda block: None
+    ) -> None:
+        self.n_blocks = n_blocks
+        self.retain = retain
+        self._on_evict = on_evict
+        self._state = [B.FREE] * n_blocks
+        self._users = [0] * n_blocks
+        self._counts = dict.fromkeys(B, 0)
+        self._counts[B.FREE] = n_blocks
+        self._free = deque(range(n_blocks))
+        self._pins: list[tuple[float, int]] = []  # (until_s, block), a heap; a stale entry is passed over
+        self._pinned_until_s: dict[int, float] = {}
+
+    def count(self, state: BlockState) -> int:
+        return self._counts[state]
+
+    def state(self, block: int) -> BlockState:
+        return self._state[block]
+
+    def users(self, block: int) -> int:
+        """Sequences that have the block in a table."""
+        return self._users[block]
+
+    @property
+    def available(self) -> int:
+        """Blocks that `try_take` can hand out: free, or cached and evictable."""
+        return self._counts[B.FREE] + self._counts[B.CACHED]
+
+    def move(self, block: int, to: BlockState) -> None:
+        """Change a block's state. Raises IllegalTransition if the table has no such move."""
+        at = self._state[block]
+        if to not in NEXT[at]:
+            raise IllegalTransition(f"block {block}: {at.value} -> {to.value} is not a legal move")
+        if at is B.CACHED:
+            self.retain.on_removed(block)
+        if at is B.PINNED:
+            del self._pinned_until_s[block]
+        self._state[block] = to
+        self._counts[at] -= 1
+        self._counts[to] += 1
+        if to is B.FREE:
+            self._free.append(block)
+
+    def try_take(self, n: int) -> tuple[int, ...] | None:
+        """`n` blocks for one user, evicting cached ones if it must. None, and nothing changed, if they are too few."""
+        if n > self.available:
+            return None
+        while len(self._free) < n:
+            self._evict(self.retain.victim())
+        taken = tuple(self._free.popleft() for _ in range(n))
+        for block in taken:
+            self.move(block, B.ACTIVE)
+            self._users[block] = 1
+        return taken
+
+    def _evict(self, block: int) -> None:
+        self._on_evict(block)
+        self.move(block, B.FREE)
+
+    def share(self, block: int) -> None:
+        """One more user of a block with content: it becomes, or stays, active."""
+        if self._state[block] is not B.ACTIVE:
+            self.move(block, B.ACTIVE)
+        self._users[block] += 1
+
+    def give_back(self, block: int, *, keep: bool, now_s: float, pin_until_s: float | None = None) -> None:
+        """One user less. The last one leaves the block cached (or pinned) if `keep`, else free."""
+        assert self._users[block] > 0, f"block {block} has no user to give it back"
+        self._users[block] -= 1
+        if self._users[block]:
+            return
+        if not keep:
+            self.move(block, B.FREE)
+        elif pin_until_s is not None and pin_until_s > now_s:
+            self._pin(block, pin_until_s)
+        else:
+            self.move(block, B.CACHED)
+            self.retain.on_cached(block, now_s)
+
+    def _pin(self, block: int, until_s: float) -> None:
+        self.move(block, B.PINNED)
+        self._pinned_until_s[block] = until_s
+        heapq.heappush(self._pins, (until_s, block))
+
+    def expire_pins(self, now_s: float) -> None:
+        """Pinned blocks whose time has come are cached again."""
+        while self._pins and self._pins[0][0] <= now_s:
+            until_s, block = heapq.heappop(self._pins)
+            if self._pinned_until_s.get(block) == until_s:
+                self.unpin(block, now_s)
+
+    def unpin(self, block: int, now_s: float) -> None:
+        """End a pin early."""
+        self.move(block, B.CACHED)
+        self.retain.on_cached(block, now_s)
+
+    def audit(self, tables: Iterable[Iterable[int]]) -> None:
+        """Check conservation against the block tables of all users; an AssertionError names what is off."""
+        users = [0] * self.n_blocks
+        for table in tables:
+            for block in table:
+                users[block] += 1
+        assert sum(self._counts.values()) == self.n_blocks, f"states sum to {self._counts}, pool has {self.n_blocks}"
+        for block, state in enumerate(self._state):
+            assert users[block] == self._users[block], (
+                f"block {block}: {users[block]} users, {self._users[block]} noted"
+            )
+            assert (state is B.ACTIVE) == (users[block] > 0), f"block {block} is {state.value}, {users[block]} users"
+        for state in B:
+            counted = sum(1 for at in self._state if at is state)
+            assert counted == self._counts[state], f"{counted} blocks {state.value}, {self._counts[state]} noted"
+        assert sorted(self._free) == [b for b, at in enumerate(self._state) if at is B.FREE], "free list is off"

@@ -1,0 +1,162 @@
+"""State groups: how the state of some layers is laid out in blocks. `Memory` asks all groups of a model alike.
+
+The interface is what admission, prefix hits, forks and preemption need to know; how a group keeps its promise (all
+tokens, a window with sinks, a constant state with checkpoints) is its own business. Tokens are counted from the start
+of the sequence, ranges are half open.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from penstock.cache.blocks import BlockPool
+from penstock.cache.prefix import KeyChain, PrefixIndex
+from penstock.core.executor import StateSpec
+from penstock.core.view import RetainPolicy
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """Entries [at, at + len(blocks)) of a table become `blocks`; (source, target) pairs are copied first."""
+
+    at: int
+    blocks: tuple[int, ...]
+    copies: tuple[tuple[int, int], ...] = ()
+
+
+class StateGroup(Protocol):
+    """The state of one group of layers, for all sequences of an instance."""
+
+    @property
+    def pool(self) -> BlockPool: ...
+
+    def blocks_for(self, tokens: int) -> int:
+        """Blocks of a sequence of so many tokens."""
+        ...
+
+    def longest_hit(self, chain: KeyChain, limit_tokens: int) -> int:
+        """The most tokens, at most `limit_tokens`, behind which the sequence could go on from cached state."""
+        ...
+
+    def missing_blocks(self, seq_id: str, to_tokens: int) -> int:
+        """Blocks that `grow` would take."""
+        ...
+
+    def capacity_tokens(self, seq_id: str) -> int | None:
+        """Tokens that fit without `grow`; None: any number."""
+        ...
+
+    def start(self, seq_id: str, chain: KeyChain, hit_tokens: int) -> tuple[int, ...]:
+        """A table whose first `hit_tokens` are cached state. `hit_tokens` is an answer of `longest_hit`."""
+        ...
+
+    def fork(self, parent_id: str, seq_id: str, tokens: int) -> Growth | None:
+        """A table with the parent's state behind `tokens` tokens; writing into it leaves the parent as it is.
+
+        None, and nothing changed, if blocks are short.
+        """
+        ...
+
+    def grow(self, seq_id: str, to_tokens: int) -> Growth | None:
+        """Make room for tokens [0, to_tokens). None, and nothing changed, if blocks are short."""
+        ...
+
+    def note_full(self, seq_id: str, chain: KeyChain, tokens: int) -> None:
+        """The state behind every whole block of the first `tokens` tokens is (or will be, in order) written: it can
+        be found from now on."""
+        ...
+
+    def release(self, seq_id: str, now_s: float, pin_until_s: float | None = None) -> None:
+        """The sequence holds nothing any more; what can be found again stays cached."""
+        ...
+
+    def held_blocks(self, seq_id: str) -> int: ...
+
+    def audit(self) -> None:
+        """Check conservation; raises AssertionError."""
+        ...
+
+
+class PagedGroup:
+    """Every token's keys and values, `block_tokens` to a block: full attention."""
+
+    def __init__(self, spec: StateSpec, n_blocks: int, retain: RetainPolicy) -> None:
+        self.spec = spec
+        self.index = PrefixIndex()
+        self.pool = BlockPool(n_blocks, retain, on_evict=self.index.forget)
+        self._tables: dict[str, list[int]] = {}
+        self._noted: dict[str, int] = {}  # blocks of a table that `note_full` has handled
+
+    def blocks_for(self, tokens: int) -> int:
+        return -(-tokens // self.spec.block_tokens)
+
+    def held_blocks(self, seq_id: str) -> int:
+        return len(self._tables.get(seq_id, ()))
+
+    def capacity_tokens(self, seq_id: str) -> int | None:
+        return len(self._tables[seq_id]) * self.spec.block_tokens
+
+    def missing_blocks(self, seq_id: str, to_tokens: int) -> int:
+        return max(0, self.blocks_for(to_tokens) - self.held_blocks(seq_id))
+
+    def longest_hit(self, chain: KeyChain, limit_tokens: int) -> int:
+        limit_blocks = min(limit_tokens // self.spec.block_tokens, chain.full_blocks)
+        hit = 0
+        while hit < limit_blocks and self.index.find(chain.key(hit)) is not None:
+            hit += 1
+        return hit * self.spec.block_tokens
+
+    def start(self, seq_id: str, chain: KeyChain, hit_tokens: int) -> tuple[int, ...]:
+        assert seq_id not in self._tables, f"{seq_id} has a table already"
+        table = []
+        for k in range(hit_tokens // self.spec.block_tokens):
+            block = self.index.find(chain.key(k))
+            assert block is not None, f"{seq_id}: block {k} of its prefix hit is gone"
+            table.append(block)
+        for block in table:
+            self.pool.share(block)
+        self._tables[seq_id] = table
+        self._noted[seq_id] = len(table)
+        return tuple(table)
+
+    def fork(self, parent_id: str, seq_id: str, tokens: int) -> Growth | None:
+        whole, rest = divmod(tokens, self.spec.block_tokens)
+        shared = self._tables[parent_id][:whole]
+        fresh = self.pool.try_take(1 if rest else 0)
+        if fresh is None:
+            return None
+        for block in shared:
+            self.pool.share(block)
+        self._tables[seq_id] = [*shared, *fresh]
+        self._noted[seq_id] = min(whole, self._noted[parent_id])
+        copies = tuple((self._tables[parent_id][whole], block) for block in fresh)
+        return Growth(0, (*shared, *fresh), copies)
+
+    def grow(self, seq_id: str, to_tokens: int) -> Growth | None:
+        table = self._tables[seq_id]
+        fresh = self.pool.try_take(self.missing_blocks(seq_id, to_tokens))
+        if fresh is None:
+            return None
+        growth = Growth(len(table), fresh)
+        table.extend(fresh)
+        return growth
+
+    def note_full(self, seq_id: str, chain: KeyChain, tokens: int) -> None:
+        table = self._tables[seq_id]
+        for k in range(self._noted[seq_id], tokens // self.spec.block_tokens):
+            self.index.put(chain.key(k), table[k])
+            self._noted[seq_id] = k + 1
+
+    def release(self, seq_id: str, now_s: float, pin_until_s: float | None = None) -> None:
+        del self._noted[seq_id]
+        # From the end: the least recently used block is then the deepest one, and a prefix outlives its continuation.
+        for block in reversed(self._tables.pop(seq_id)):
+            self.pool.give_back(block, keep=self.index.knows(block), now_s=now_s, pin_until_s=pin_until_s)
+
+    def audit(self) -> None:
+        self.pool.audit(self._all_tables())
+
+    def _all_tables(self) -> Iterable[list[int]]:
+        return self._tables.values()

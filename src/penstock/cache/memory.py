@@ -1,0 +1,171 @@
+"""All state of one instance: the groups of its model taken together.
+
+A sequence starts where *every* group can go on, grows only if every group can, and is released from all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from penstock.cache.groups import Growth, PagedGroup, StateGroup
+from penstock.cache.prefix import KeyChain, root_key
+from penstock.core.executor import StateKind, StateSpec
+from penstock.core.plan import BlockCopy, RowBlocks
+from penstock.core.sequence import Sequence, SequenceView
+from penstock.core.view import RetainPolicy
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What the device must be told after memory was given to a sequence."""
+
+    grows: tuple[RowBlocks, ...] = ()
+    copies: tuple[BlockCopy, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Fork:
+    """The block tables of a forked sequence, one per group, and what is copied into them first."""
+
+    tables: tuple[tuple[int, ...], ...]
+    copies: tuple[BlockCopy, ...]
+
+
+@dataclass(slots=True)
+class Counters:
+    """Prefix cache statistics, in tokens, since the start."""
+
+    queried_tokens: int = 0
+    hit_tokens: int = 0
+
+
+def build_groups(
+    specs: tuple[StateSpec, ...], n_blocks: tuple[int, ...], new_retain: Callable[[], RetainPolicy]
+) -> tuple[StateGroup, ...]:
+    """The state groups of a model, each with its own pool and its own retain policy."""
+    kinds = {StateKind.PAGED: PagedGroup}
+    return tuple(kinds[spec.kind](spec, n, new_retain()) for spec, n in zip(specs, n_blocks, strict=True))
+
+
+class Memory:
+    """The owner of all blocks of an instance; also the `MemoryView` of policies."""
+
+    def __init__(self, groups: tuple[StateGroup, ...], key_tokens: int, *, share_prefixes: bool = True) -> None:
+        """key_tokens: tokens of one link of the hash chain, the block size of the groups that cache."""
+        self.groups = groups
+        self.counters = Counters()
+        self._key_tokens = key_tokens
+        self._share_prefixes = share_prefixes
+        self._chains: dict[str, KeyChain] = {}
+
+    # --- MemoryView -------------------------------------------------------------------------------------------------
+    @property
+    def total_blocks(self) -> int:
+        return min(group.pool.n_blocks for group in self.groups)
+
+    @property
+    def available_blocks(self) -> int:
+        return min(group.pool.available for group in self.groups)
+
+    def blocks_for(self, tokens: int) -> int:
+        return max(group.blocks_for(tokens) for group in self.groups)
+
+    def held_blocks(self, seq: SequenceView) -> int:
+        return max(group.held_blocks(seq.id) for group in self.groups)
+
+    def hit_tokens(self, seq: SequenceView) -> int:
+        """Tokens of a waiting sequence that need not be computed; at least one always is, for its logits."""
+        assert isinstance(seq, Sequence)
+        if not self._share_prefixes or seq.request.sampling.prompt_logprobs is not None:
+            return 0
+        chain = self._chain(seq)
+        hit = len(seq.tokens) - 1
+        while True:  # the longest length that suits every group
+            shorter = hit
+            for group in self.groups:
+                shorter = group.longest_hit(chain, shorter)
+            if shorter == hit:
+                return hit
+            hit = shorter
+
+    # --- what the scheduler does --------------------------------------------------------------------------------------
+    def fits_ever(self, tokens: int) -> bool:
+        """Whether a sequence of so many tokens fits when it is alone."""
+        return all(group.blocks_for(tokens) <= group.pool.n_blocks for group in self.groups)
+
+    def start(self, seq: Sequence) -> tuple[int, tuple[tuple[int, ...], ...]]:
+        """Begin a sequence at its prefix hit. Returns the hit in tokens and one block table per group."""
+        hit = self.hit_tokens(seq)
+        chain = self._chain(seq)
+        self.counters.queried_tokens += len(seq.tokens)
+        self.counters.hit_tokens += hit
+        return hit, tuple(group.start(seq.id, chain, hit) for group in self.groups)
+
+    def try_fork(self, parent: Sequence, seq: Sequence, tokens: int, now_s: float) -> Fork | None:
+        """Begin a sequence with a resident sibling's state behind `tokens` tokens. None if blocks are short."""
+        growths: list[Growth] = []
+        for group in self.groups:
+            growth = group.fork(parent.id, seq.id, tokens)
+            if growth is None:
+                for done in self.groups[: len(growths)]:
+                    done.release(seq.id, now_s)
+                return None
+            growths.append(growth)
+        self._chain(seq)
+        copies = tuple(BlockCopy(g, a, b) for g, growth in enumerate(growths) for a, b in growth.copies)
+        return Fork(tuple(growth.blocks for growth in growths), copies)
+
+    def try_grow(self, seq: Sequence, to_tokens: int) -> Change | None:
+        """Room for tokens [0, to_tokens) in every group; None, and nothing changed, if one is short."""
+        if any(group.missing_blocks(seq.id, to_tokens) > group.pool.available for group in self.groups):
+            return None
+        assert seq.row is not None
+        grows: list[RowBlocks] = []
+        copies: list[BlockCopy] = []
+        for g, group in enumerate(self.groups):
+            growth = group.grow(seq.id, to_tokens)
+            assert growth is not None, "a group took more blocks than it said it would"
+            if growth.blocks:
+                grows.append(RowBlocks(seq.row, g, growth.at, growth.blocks))
+            copies.extend(BlockCopy(g, a, b) for a, b in growth.copies)
+        return Change(tuple(grows), tuple(copies))
+
+    def capacity_tokens(self, seq: Sequence) -> int | None:
+        """Tokens that fit before the next `try_grow`; None: any number."""
+        room = [c for c in (group.capacity_tokens(seq.id) for group in self.groups) if c is not None]
+        return min(room) if room else None
+
+    def note_written(self, seq: Sequence) -> None:
+        """What is planned and whose tokens are known can be found by other sequences from now on."""
+        known = min(seq.planned_tokens, len(seq.tokens))
+        if self._share_prefixes:
+            for group in self.groups:
+                group.note_full(seq.id, self._chains[seq.id], known)
+
+    def release(self, seq: Sequence, now_s: float, *, is_over: bool) -> None:
+        """A resident sequence gives up its memory; full blocks stay cached, or pinned if the retain policy says so."""
+        self.note_written(seq)
+        for group in self.groups:
+            pin_until_s = group.pool.retain.pin_until_s(seq, now_s) if is_over else None
+            group.release(seq.id, now_s, pin_until_s)
+
+    def forget(self, seq: Sequence) -> None:
+        """The sequence is over: its key chain goes too."""
+        self._chains.pop(seq.id, None)
+
+    def tick(self, now_s: float) -> None:
+        """Let pins expire."""
+        for group in self.groups:
+            group.pool.expire_pins(now_s)
+
+    def audit(self) -> None:
+        """Check conservation in every group; raises AssertionError."""
+        for group in self.groups:
+            group.audit()
+
+    def _chain(self, seq: Sequence) -> KeyChain:
+        chain = self._chains.get(seq.id)
+        if chain is None:
+            chain = self._chains[seq.id] = KeyChain(root_key(seq.request.cache_salt), self._key_tokens, seq.tokens)
+        return chain

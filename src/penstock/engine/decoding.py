@@ -1,0 +1,86 @@
+"""The sequences that take one token each step, kept so that a steady decode costs the host nothing per sequence.
+
+All members advance together, so what will happen to each is known in steps from now: when its last block is full, when
+it reaches its output limit. Both stand in a calendar by step; a step looks at its own page only.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from penstock.core.plan import NO_DECODE, DecodeGroup
+from penstock.core.sequence import Sequence, StepCounter
+
+Page = list[tuple[Sequence, int]]  # with the step at which the sequence joined: an entry of an earlier life is stale
+
+
+class Decoding:
+    """Members of the decode group, in the order in which they joined."""
+
+    def __init__(self) -> None:
+        self._counter = StepCounter()
+        self._members: dict[int, Sequence] = {}
+        self._full: defaultdict[int, Page] = defaultdict(list)
+        self._limit: defaultdict[int, Page] = defaultdict(list)
+        self._version = 0
+        self._group = NO_DECODE
+        self._epochs: tuple[tuple[Sequence, int], ...] = ()
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def __contains__(self, seq: Sequence) -> bool:
+        return seq.is_decoding
+
+    def join(self, seq: Sequence, capacity_tokens: int | None) -> None:
+        """From now on the sequence takes a token each step, until its output limit."""
+        assert seq.row is not None
+        seq.join(self._counter)
+        self._members[seq.row] = seq
+        self._version += 1
+        self._note_capacity(seq, capacity_tokens)
+        left = seq.output_limit_tokens - seq.planned_outputs
+        assert left > 0, f"{seq.id} has no output left to decode"
+        self._limit[self._counter.steps + left].append((seq, seq.joined_step))
+
+    def leave(self, seq: Sequence) -> None:
+        assert seq.row is not None
+        del self._members[seq.row]
+        seq.leave()
+        self._version += 1
+
+    def take_full(self) -> list[Sequence]:
+        """Those whose blocks are full: each needs room for one more token before the next step."""
+        return self._live(self._full.pop(self._counter.steps, []))
+
+    def note_grown(self, seq: Sequence, capacity_tokens: int | None) -> None:
+        """A member got room for tokens [0, capacity)."""
+        self._note_capacity(seq, capacity_tokens)
+
+    def advance(self) -> None:
+        """Everyone takes a step; those who reached their output limit leave."""
+        self._counter.steps += 1
+        for seq in self._live(self._limit.pop(self._counter.steps, [])):
+            self.leave(seq)
+
+    @property
+    def group(self) -> DecodeGroup:
+        """The members as a plan names them; the same object while nobody joins or leaves."""
+        if self._group.version != self._version:
+            self._group = DecodeGroup(tuple(self._members), self._version)
+            self._epochs = tuple((seq, seq.epoch) for seq in self._members.values())
+        return self._group
+
+    @property
+    def epochs(self) -> tuple[tuple[Sequence, int], ...]:
+        """Each member with its epoch, in the order of `group.rows`."""
+        assert self._group.version == self._version, "ask for the group first"
+        return self._epochs
+
+    def _note_capacity(self, seq: Sequence, capacity_tokens: int | None) -> None:
+        if capacity_tokens is not None:
+            steps_left = capacity_tokens - seq.planned_tokens
+            self._full[self._counter.steps + steps_left].append((seq, seq.joined_step))
+
+    def _live(self, page: Page) -> list[Sequence]:
+        return [seq for seq, joined_step in page if seq.is_decoding and seq.joined_step == joined_step]

@@ -1,0 +1,108 @@
+"""The loop around one executor: plan the next step while the last one runs, then take its result in.
+
+`look_ahead` plans are out besides the one that is waited for. With 1, the device finds the next step ready when it
+ends one; the price is one wasted token for a sequence whose end the host did not know yet.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+
+from penstock.cache.memory import Memory, build_groups
+from penstock.core.clock import Clock, MonotonicClock
+from penstock.core.executor import Executor, Ticket
+from penstock.core.request import Request
+from penstock.core.sequence import FinishReason
+from penstock.engine.draft import Planned
+from penstock.engine.limits import QueueLimits
+from penstock.engine.messages import Update
+from penstock.engine.scheduler import Scheduler
+from penstock.policy.presets import Policies
+
+
+class Engine:
+    """One instance: a scheduler and the executor that obeys it."""
+
+    def __init__(self, scheduler: Scheduler, executor: Executor, clock: Clock, look_ahead: int = 1) -> None:
+        self.scheduler = scheduler
+        self._executor = executor
+        self._clock = clock
+        self._look_ahead = look_ahead
+        self._out: deque[tuple[Planned, Ticket]] = deque()
+        self._steps = 0
+        self._prefill_tokens = 0
+        self._decode_tokens = 0
+        self._device_s = 0.0
+
+    @property
+    def has_work(self) -> bool:
+        return self.scheduler.has_work or bool(self._out)
+
+    def add(self, request: Request) -> None:
+        """Accept a request. Raises as `Scheduler.add` does."""
+        self.scheduler.add(request, self._clock.now_s())
+
+    def abort(self, request_id: str, reason: FinishReason = FinishReason.ABORT) -> None:
+        self.scheduler.abort(request_id, self._clock.now_s(), reason)
+
+    def finish(self, request_id: str, index: int, output_tokens: int) -> None:
+        self.scheduler.finish(request_id, index, output_tokens, self._clock.now_s())
+
+    def step(self) -> list[Update]:
+        """Hand out the next plan, wait for the oldest result if enough are out, and return what there is to tell."""
+        planned = self.scheduler.plan(self._clock.now_s())
+        if planned is not None:
+            self._out.append((planned, self._executor.submit(planned.plan)))
+            self._count(planned)
+        if len(self._out) > self._look_ahead or (planned is None and self._out):
+            self._collect()
+        return self.take_updates()
+
+    def take_updates(self) -> list[Update]:
+        """What happened since the last call."""
+        updates, self.scheduler.updates = self.scheduler.updates, []
+        return updates
+
+    def counters(self) -> Mapping[str, float]:
+        """Gauges and counters by plain name; see docs/operations.md."""
+        return {
+            **self.scheduler.counters(),
+            "steps_total": self._steps,
+            "prefill_tokens_total": self._prefill_tokens,
+            "decode_tokens_total": self._decode_tokens,
+            "device_seconds_total": self._device_s,
+        }
+
+    def close(self) -> None:
+        self._out.clear()
+        self._executor.close()
+
+    def _collect(self) -> None:
+        planned, ticket = self._out.popleft()
+        result = self._executor.collect(ticket)
+        self._device_s += result.device_s
+        self.scheduler.collect(planned, result, self._clock.now_s())
+
+    def _count(self, planned: Planned) -> None:
+        self._steps += 1
+        self._decode_tokens += planned.plan.decode.tokens
+        self._prefill_tokens += planned.plan.tokens - planned.plan.decode.tokens
+
+
+def build_engine(
+    executor: Executor,
+    n_blocks: tuple[int, ...],
+    policies: Policies,
+    *,
+    limits: QueueLimits | None = None,
+    clock: Clock | None = None,
+    look_ahead: int = 1,
+    share_prefixes: bool = True,
+) -> Engine:
+    """Join the parts of one instance around an executor whose pools hold `n_blocks` blocks per state group."""
+    facts = executor.facts
+    groups = build_groups(facts.states, n_blocks, policies.new_retain)
+    memory = Memory(groups, facts.states[0].block_tokens, share_prefixes=share_prefixes)
+    scheduler = Scheduler(facts, memory, policies, executor.max_rows, limits)
+    return Engine(scheduler, executor, clock or MonotonicClock(), look_ahead)

@@ -1,0 +1,454 @@
+"""The mechanism around the policies: it asks them, checks the answers, moves memory and states, and keeps the books.
+
+One turn: `plan` (pins expire, some yield, some start, the batch is chosen, memory is bound to it), then later
+`collect` with the result of an earlier plan. Several plans may be out at once; a result whose sequence was preempted
+or ended meanwhile is stale and dropped. Nothing here knows what executes a plan, or whether time is real.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from penstock.cache.memory import Change, Memory
+from penstock.core.errors import InvalidRequest, NeverFits, Overloaded, PolicyViolation, PromptTooLong
+from penstock.core.executor import ModelFacts, StepResult, TokenLogprobs
+from penstock.core.plan import NO_DECODE, Plan, RowStart
+from penstock.core.request import Request
+from penstock.core.sequence import ENDED, RESIDENT, FinishReason, SeqState, Sequence
+from penstock.core.view import Admission, Observer, View, Yield
+from penstock.engine.checks import check_choice
+from penstock.engine.decoding import Decoding
+from penstock.engine.draft import Draft, Planned
+from penstock.engine.ledger import Ledger
+from penstock.engine.limits import QueueLimits
+from penstock.engine.messages import Update
+from penstock.engine.outputs import RequestStats
+from penstock.engine.queue import WaitQueue
+from penstock.policy.presets import Policies
+
+SEED_STRIDE = 0x9E3779B97F4A7C15  # keeps the samples of one request apart; odd, so all 2**63 multiples differ
+
+
+class Scheduler:
+    """Decides for one instance. Not thread safe: one loop owns it."""
+
+    def __init__(
+        self, facts: ModelFacts, memory: Memory, policies: Policies, max_rows: int, limits: QueueLimits | None = None
+    ) -> None:
+        self.facts = facts
+        self.memory = memory
+        self.policies = policies
+        self.max_rows = max_rows
+        self.ledger = Ledger()
+        self.preemptions = 0
+        self.updates: list[Update] = []
+        self._limits = limits or QueueLimits()
+        self._queue = WaitQueue(policies.order)
+        self._decoding = Decoding()
+        self._resident: dict[int, Sequence] = {}  # by row, in the order of admission
+        self._prefilling: dict[int, Sequence] = {}
+        self._paused: dict[int, bool] = {}  # by row; True: it was decoding
+        self._unborn: dict[str, list[Sequence]] = {}  # samples that wait for sample 0 to compute their prompt
+        self._fork_parent: dict[str, Sequence] = {}
+        self._prompt_logprobs: dict[str, list[TokenLogprobs]] = {}
+        self._free_rows = list(range(max_rows - 1, -1, -1))
+        self._draft = Draft()
+        self._next_plan_id = 0
+        self._now_s = 0.0
+        slots = (policies.order, policies.admit, policies.batch, policies.preempt, policies.predict)
+        self._observers = tuple(policy for policy in slots if isinstance(policy, Observer))
+
+    # --- requests come and go -----------------------------------------------------------------------------------------
+    @property
+    def n_waiting(self) -> int:
+        return len(self._queue) + sum(len(samples) for samples in self._unborn.values())
+
+    @property
+    def n_running(self) -> int:
+        return len(self._resident)
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.ledger.n_open)
+
+    def add(self, request: Request, now_s: float) -> None:
+        """Accept a request: from now on it ends in exactly one record.
+
+        Raises PromptTooLong, NeverFits, InvalidRequest or Overloaded, and then it was not accepted.
+        """
+        self._now_s = now_s
+        try:
+            self._check_request(request)
+            self._limits.check(self.n_waiting, self._queue.tokens, request, self.ledger, now_s)
+        except Overloaded as full:
+            self.ledger.refuse(full.reason)
+            raise
+        except InvalidRequest as wrong:
+            self.ledger.refuse(wrong.code)
+            raise
+        limit = self._output_limit(request)
+        eos = frozenset() if request.sampling.ignore_eos else self.facts.stop_token_ids
+        stops = eos | frozenset(request.sampling.stop_token_ids)
+        samples = [Sequence(request, k, limit, stops) for k in range(request.sampling.n)]
+        self.ledger.accept(request, samples)
+        self._queue.add(samples[0])
+        if len(samples) > 1:
+            self._unborn[request.id] = samples[1:]
+        for observer in self._observers:
+            for seq in samples:
+                observer.on_arrival(seq, self._view())
+
+    def abort(self, request_id: str, now_s: float, reason: FinishReason = FinishReason.ABORT) -> None:
+        """End every sample of a request; one that is over already stays as it is."""
+        self._now_s = now_s
+        for seq in list(self.ledger.samples(request_id)):
+            if seq.state not in ENDED:
+                self._end(seq, reason)
+
+    def finish(self, request_id: str, index: int, output_tokens: int, now_s: float) -> None:
+        """A stop string was found behind the first `output_tokens` outputs of a sample: it ends there."""
+        self._now_s = now_s
+        samples = self.ledger.samples(request_id)
+        if samples and samples[index].state not in ENDED:
+            del samples[index].tokens[len(samples[index].request.prompt) + output_tokens :]
+            self._end(samples[index], FinishReason.STOP)
+
+    def _check_request(self, request: Request) -> None:
+        prompt_tokens, context = len(request.prompt), self.facts.max_model_tokens
+        if request.id in self.ledger:
+            raise InvalidRequest(f"request id {request.id!r} is in use: give every request its own", param="request_id")
+        bad = next((t for t in request.prompt if not 0 <= t < self.facts.vocab_size), None)
+        if bad is not None:
+            raise InvalidRequest(f"token id {bad} is not in 0..{self.facts.vocab_size - 1}", param="prompt")
+        if prompt_tokens >= context:
+            raise PromptTooLong(
+                f"the prompt has {prompt_tokens} tokens, the model's context is {context} and must hold at least one "
+                "output token too; shorten the prompt",
+                param="prompt",
+            )
+        if not self.memory.fits_ever(prompt_tokens + 1):
+            raise NeverFits(
+                f"the prompt of {prompt_tokens} tokens can never be admitted: the KV pool holds "
+                f"{self.memory.total_blocks} blocks and it needs {self.memory.blocks_for(prompt_tokens + 1)}; "
+                "shorten it, or start the server with a larger --kv-memory",
+                param="prompt",
+            )
+
+    def _output_limit(self, request: Request) -> int:
+        """Outputs that the request, the context and the whole pool allow."""
+        room = self.facts.max_model_tokens - len(request.prompt)
+        wanted = room if request.sampling.max_tokens is None else min(request.sampling.max_tokens, room)
+        while wanted > 1 and not self.memory.fits_ever(len(request.prompt) + wanted):
+            wanted -= max(1, wanted // 64)
+        return wanted
+
+    # --- planning -----------------------------------------------------------------------------------------------------
+    def plan(self, now_s: float) -> Planned | None:
+        """The next step; None if nobody can run now."""
+        self._now_s = now_s
+        self.memory.tick(now_s)
+        self._yield_by_choice()
+        self._admit()
+        view = self._view()
+        choice = self.policies.batch.batch(view)
+        check_choice(self.policies.batch, choice, view, self._prefilling)
+        return self._bind(choice)
+
+    def _view(self) -> View:
+        return View(
+            now_s=self._now_s,
+            waiting=self._queue.members(),
+            prefilling=tuple(self._prefilling.values()),
+            decoding=self._decoding.group,
+            running=tuple(self._resident.values()),
+            memory=self.memory,
+            lengths=self.policies.predict,
+            n_layers=self.facts.n_layers,
+            max_rows=self.max_rows,
+        )
+
+    def _yield_by_choice(self) -> None:
+        for preemption in self.policies.preempt.choose(self._view()):
+            seq = self._resident.get(preemption.row)
+            if seq is None or seq.state is not SeqState.RUNNING:
+                raise PolicyViolation(self.policies.preempt, f"row {preemption.row} does not run")
+            if preemption.how is Yield.PAUSE:
+                self._pause(seq)
+            else:
+                self._preempt(seq)
+
+    def _admit(self) -> None:
+        if not len(self._queue) or not (self._free_rows or self._paused):
+            return
+        for seq in tuple(self._queue.ordered(self._view())):
+            if seq.row is None and not self._free_rows:
+                continue  # a paused one behind it has its row
+            answer = self.policies.admit.admit(seq, self._view())
+            if answer is Admission.WAIT:
+                return
+            if answer is Admission.START and not self._start(seq):
+                return
+
+    def _start(self, seq: Sequence) -> bool:
+        """Give a waiting sequence a row and its prefix hit, or wake a paused one. False if a fork finds no memory."""
+        if seq.state is SeqState.PAUSED:
+            self._resume(seq)
+            return True
+        parent = self._fork_parent.get(seq.id)
+        row = self._free_rows[-1]
+        if parent is not None and parent.state in RESIDENT and parent.planned_tokens >= len(seq.request.prompt):
+            hit = len(seq.request.prompt) - 1
+            fork = self.memory.try_fork(parent, seq, hit, self._now_s)
+            if fork is None:
+                return False
+            tables = fork.tables
+            self._draft.copies.extend((row, copy) for copy in fork.copies)
+        else:
+            hit, tables = self.memory.start(seq)
+            if seq.epoch == 0:
+                seq.cached_tokens = hit
+        self._fork_parent.pop(seq.id, None)
+        self._free_rows.pop()
+        self._queue.remove(seq)
+        seq.row = row
+        seq.move(SeqState.RUNNING)
+        seq.plan_to(hit)
+        self._resident[row] = self._prefilling[row] = seq
+        self._draft.starts[row] = RowStart(
+            row=row,
+            tokens=seq.tokens[:],
+            prompt_tokens=len(seq.request.prompt),
+            computed_tokens=hit,
+            blocks=tables,
+            sampling=seq.request.sampling,
+            seed=(seq.request.seed + seq.index * SEED_STRIDE) % 2**63,
+        )
+        return True
+
+    def _bind(self, choice: Plan) -> Planned | None:
+        """Give memory to what was chosen, preempting where it is short; then everything chosen counts as planned."""
+        is_decode_step = choice.decode is not NO_DECODE and len(self._decoding) > 0
+        if is_decode_step:
+            for seq in self._decoding.take_full():
+                if seq.is_decoding and self._make_room(seq, seq.planned_tokens + 1):
+                    self.memory.note_written(seq)
+                    self._decoding.note_grown(seq, self.memory.capacity_tokens(seq))
+        for chunk in choice.chunks:
+            chunk_seq = self._prefilling.get(chunk.row)
+            if chunk_seq is not None:
+                self._draft.chunks[chunk.row] = chunk
+                self._make_room(chunk_seq, chunk.stop)
+        decode = self._decoding.group if is_decode_step else NO_DECODE
+        if not decode.rows and not self._draft.chunks:
+            return None  # what the draft says of ends goes out with the next step
+        return self._commit(decode is not NO_DECODE)
+
+    def _make_room(self, seq: Sequence, to_tokens: int) -> bool:
+        """Room for tokens [0, to_tokens) of a running sequence; False if it had to yield itself."""
+        while (change := self.memory.try_grow(seq, to_tokens)) is None:
+            view = self._view()
+            for observer in self._observers:
+                observer.on_pressure(view)
+            preemption = self.policies.preempt.victim(view, view.running)
+            victim = self._resident.get(preemption.row)
+            if victim is None or preemption.how is not Yield.RECOMPUTE:
+                raise PolicyViolation(self.policies.preempt, f"row {preemption.row} frees no memory ({preemption.how})")
+            self._preempt(victim)
+            if victim is seq:
+                return False
+        assert seq.row is not None
+        self._note_change(seq.row, change)
+        return True
+
+    def _note_change(self, row: int, change: Change) -> None:
+        self._draft.grows.extend(change.grows)
+        self._draft.copies.extend((row, copy) for copy in change.copies)
+
+    def _commit(self, is_decode_step: bool) -> Planned:
+        draft, self._draft = self._draft, Draft()
+        group = self._decoding.group if is_decode_step else NO_DECODE
+        samples = self._decoding.epochs if is_decode_step else ()
+        owners = tuple((self._prefilling[row], self._prefilling[row].epoch) for row in draft.chunks)
+        if is_decode_step:
+            self._decoding.advance()
+        sampling_rows: set[int] = set()
+        for chunk in draft.chunks.values():
+            seq = self._prefilling[chunk.row]
+            if seq.first_planned_s is None:
+                seq.first_planned_s = self._now_s
+            if chunk.stop_layer is not None and chunk.stop_layer < self.facts.n_layers:
+                seq.plan_part(chunk.stop, chunk.stop_layer)
+                continue
+            seq.plan_to(chunk.stop)
+            self.memory.note_written(seq)
+            if chunk.stop == seq.total_tokens:
+                sampling_rows.add(chunk.row)
+                self._finish_prompt(seq)
+        plan = draft.to_plan(self._next_plan_id, group, sampling_rows)
+        self._next_plan_id += 1
+        chunk_samples = tuple(owners[i] for i in plan.sampling_chunks)
+        for observer in self._observers:
+            observer.on_step(plan, self._view())
+        return Planned(plan, samples + chunk_samples, owners)
+
+    def _finish_prompt(self, seq: Sequence) -> None:
+        """All known tokens are planned: it decodes from the next step on, and its siblings may fork from it."""
+        assert seq.row is not None
+        del self._prefilling[seq.row]
+        if seq.planned_outputs < seq.output_limit_tokens:
+            self._decoding.join(seq, self.memory.capacity_tokens(seq))
+        for sibling in self._unborn.pop(seq.request.id, ()):
+            self._fork_parent[sibling.id] = seq
+            self._queue.add(sibling)
+
+    # --- yielding -----------------------------------------------------------------------------------------------------
+    def _pause(self, seq: Sequence) -> None:
+        assert seq.row is not None
+        seq.move(SeqState.PAUSED)
+        self._paused[seq.row] = seq.is_decoding
+        if seq.is_decoding:
+            self._decoding.leave(seq)
+        self._prefilling.pop(seq.row, None)
+        self._queue.add(seq)
+
+    def _resume(self, seq: Sequence) -> None:
+        assert seq.row is not None
+        seq.move(SeqState.RUNNING)
+        self._queue.remove(seq)
+        if self._paused.pop(seq.row):
+            self._decoding.join(seq, self.memory.capacity_tokens(seq))
+        elif seq.prefill_left_tokens > 0:
+            self._prefilling[seq.row] = seq
+
+    def _preempt(self, seq: Sequence) -> None:
+        """A resident sequence loses its memory and computes everything again later."""
+        self.preemptions += 1
+        was_queued = seq.state is SeqState.PAUSED
+        self._vacate(seq, is_over=False)
+        seq.rewind()
+        seq.move(SeqState.WAITING)
+        self._prompt_logprobs.pop(seq.id, None)
+        if not was_queued:
+            self._queue.add(seq)
+
+    def _vacate(self, seq: Sequence, *, is_over: bool) -> None:
+        """A resident sequence gives row and blocks back; plans already out still run on them, in order."""
+        row = seq.row
+        assert row is not None
+        if seq.is_decoding:
+            self._decoding.leave(seq)
+        self._prefilling.pop(row, None)
+        self._paused.pop(row, None)
+        del self._resident[row]
+        self.memory.release(seq, self._now_s, is_over=is_over)
+        self._draft.end(row)
+        self._free_rows.append(row)
+        seq.row = None
+
+    # --- results ------------------------------------------------------------------------------------------------------
+    def collect(self, planned: Planned, result: StepResult, now_s: float) -> None:
+        """Take the result of a plan in; what it brought is appended to `updates`."""
+        self._now_s = now_s
+        for i, entries in result.prompt_logprobs.items():
+            seq, epoch = planned.chunk_owners[i]
+            if seq.epoch == epoch and seq.state not in ENDED and seq.output_tokens == 0:
+                self._prompt_logprobs.setdefault(seq.id, []).extend(entries)
+        logprobs = result.logprobs
+        for i, ((seq, epoch), token) in enumerate(zip(planned.samples, result.tokens.tolist(), strict=True)):
+            if seq.state in ENDED or (seq.epoch != epoch and not _is_late(seq, epoch)):
+                continue  # stale: ended, or to be drawn again after a preemption
+            self._append(seq, token, logprobs.get(i) if logprobs else None)
+
+    def _append(self, seq: Sequence, token: int, logprobs: TokenLogprobs | None) -> None:
+        seq.tokens.append(token)
+        seq.last_token_s = self._now_s
+        update = Update(seq.request.id, seq.index, [token])
+        if seq.first_token_s is None:
+            seq.first_token_s = self._now_s
+            if seq.index == 0:
+                update.prompt_logprobs = self._prompt_logprobs.pop(seq.id, [])
+        if logprobs is not None:
+            update.logprobs = [logprobs]
+        self.updates.append(update)
+        if token in seq.stop_ids:
+            update.stop_token = token
+            self._end(seq, FinishReason.STOP, update)
+        elif seq.output_tokens >= seq.output_limit_tokens:
+            self._end(seq, FinishReason.LENGTH, update)
+
+    def _end(self, seq: Sequence, reason: FinishReason, update: Update | None = None) -> None:
+        if seq.state in (SeqState.WAITING, SeqState.PAUSED):
+            self._leave_queue(seq)
+        seq.finish_reason = reason
+        if seq.row is not None:
+            self._vacate(seq, is_over=True)
+        seq.move(SeqState.FINISHED if reason in (FinishReason.STOP, FinishReason.LENGTH) else SeqState.ABORTED)
+        self.memory.forget(seq)
+        self._fork_parent.pop(seq.id, None)
+        self._prompt_logprobs.pop(seq.id, None)
+        if update is None:
+            update = Update(seq.request.id, seq.index)
+            self.updates.append(update)
+        update.finish = reason
+        update.stats = self._stats(seq)
+        self.ledger.note_end(seq, self._now_s)
+        for observer in self._observers:
+            observer.on_finish(seq, self._view())
+
+    def _leave_queue(self, seq: Sequence) -> None:
+        unborn = self._unborn.get(seq.request.id, [])
+        if seq in unborn:
+            unborn.remove(seq)
+            if not unborn:
+                del self._unborn[seq.request.id]
+        else:
+            self._queue.remove(seq)
+
+    def _stats(self, seq: Sequence) -> RequestStats:
+        def since_arrival(at_s: float | None) -> float | None:
+            return None if at_s is None else at_s - seq.arrival_s
+
+        return RequestStats(
+            queue_s=since_arrival(seq.first_planned_s),
+            ttft_s=since_arrival(seq.first_token_s),
+            e2e_s=self._now_s - seq.arrival_s,
+            prompt_tokens=len(seq.request.prompt),
+            cached_tokens=seq.cached_tokens,
+            output_tokens=seq.output_tokens,
+            preemptions=seq.preemptions,
+        )
+
+    # --- books --------------------------------------------------------------------------------------------------------
+    def audit(self) -> None:
+        """Check that every block, row and sequence is where it should be; raises AssertionError."""
+        self.memory.audit()
+        assert len(self._free_rows) + len(self._resident) == self.max_rows, "a row leaked"
+        for row, seq in self._resident.items():
+            assert seq.row == row, f"{seq} sits in row {row}"
+            assert seq.state in RESIDENT, f"{seq} holds row {row}"
+        if not self.has_work:
+            left = (*self._resident.values(), *self._queue.members(), *self._unborn)
+            assert not left, f"outlived their requests: {left}"
+
+    def counters(self) -> Mapping[str, float]:
+        """Gauges and counters by plain name."""
+        used_frac = 1 - self.memory.available_blocks / max(1, self.memory.total_blocks)
+        counts: dict[str, float] = {
+            "requests_running": self.n_running,
+            "requests_waiting": self.n_waiting,
+            "queue_tokens": self._queue.tokens,
+            "kv_used_frac": used_frac,
+            "kv_blocks": self.memory.total_blocks,
+            "preemptions_total": self.preemptions,
+            "requests_accepted_total": self.ledger.accepted,
+            "prefix_queried_tokens_total": self.memory.counters.queried_tokens,
+            "prefix_hit_tokens_total": self.memory.counters.hit_tokens,
+        }
+        counts |= {f"requests_ended_{reason.value}_total": n for reason, n in self.ledger.ended.items()}
+        counts |= {f"requests_refused_{reason}_total": n for reason, n in self.ledger.refused.items()}
+        return counts
+
+
+def _is_late(seq: Sequence, epoch: int) -> bool:
+    """A token that was in flight when its sequence was preempted, and that it has not begun to compute again."""
+    return seq.state is SeqState.WAITING and seq.epoch == epoch + 1

@@ -1,0 +1,12 @@
+"""May a waiting sequence start now?"""
+
+from collections.abc import Mapping
+
+from penstock.core.view import AdmitPolicy
+from penstock.policy.admit.watermark import Watermark
+from penstock.policy.admit.worst_case import WorstCase
+
+ADMIT: Mapping[str, type[AdmitPolicy]] = {
+    "watermark": Watermark,
+    "worst-case": WorstCase,
+}

@@ -1,0 +1,29 @@
+"""Longest prefix match first (the cache-aware order of SGLang, arXiv 2312.07104)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from penstock.core.sequence import SequenceView
+from penstock.core.view import View
+
+
+@dataclass(frozen=True, slots=True)
+class LongestPrefixMatch:
+    """Whose prompt the cache holds most of, before it is evicted; after `patience_s` in the queue, by arrival.
+
+    Looking up every waiting prompt costs time, so beyond `max_looked_up` waiting sequences the order is by arrival.
+    """
+
+    patience_s: float = 10.0
+    max_looked_up: int = 128
+
+    @property
+    def is_static(self) -> bool:
+        return False
+
+    def key(self, seq: SequenceView, view: View) -> tuple[float, ...]:
+        waited_too_long = view.now_s - seq.arrival_s >= self.patience_s
+        if waited_too_long or len(view.waiting) > self.max_looked_up:
+            return (0.0, seq.arrival_s)
+        return (1.0, -view.memory.hit_tokens(seq))

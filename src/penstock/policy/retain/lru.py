@@ -1,0 +1,24 @@
+"""The least recently used goes first."""
+
+from __future__ import annotations
+
+from penstock.core.sequence import SequenceView
+
+
+class LeastRecentlyUsed:
+    """Evict in the order in which blocks became unused. Constant time per event."""
+
+    def __init__(self) -> None:
+        self._order: dict[int, None] = {}  # a dict keeps insertion order: oldest first
+
+    def pin_until_s(self, seq: SequenceView, now_s: float) -> float | None:
+        return None
+
+    def on_cached(self, block: int, now_s: float) -> None:
+        self._order[block] = None
+
+    def on_removed(self, block: int) -> None:
+        del self._order[block]
+
+    def victim(self) -> int:
+        return next(iter(self._order))
