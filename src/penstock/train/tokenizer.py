@@ -79,3 +79,31 @@ def save_tokenizer(tokenizer: "Tokenizer", folder: Path) -> None:
         "chat_template": CHAT_TEMPLATE,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    """Train on the training side of the library and on generated texts, a part of the weight each."""
+    import argparse
+    import random
+    import sysconfig
+
+    from penstock.train.chat import list_entries, write_chat
+    from penstock.train.corpus import collect, split
+    from penstock.train.variants import load_lessons, write_module
+
+    parser = argparse.ArgumentParser(description="Train the tokenizer of penstock-tiny.")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--stdlib", type=Path, default=Path(sysconfig.get_paths()["stdlib"]))
+    args = parser.parse_args()
+    rng = random.Random(0)
+    train, _ = split(collect(args.stdlib))
+    library = [document.text for document in train if not document.is_test]
+    tests = [document.text for document in train if document.is_test]
+    lessons, entries = load_lessons(), list_entries(train)
+    modules = [write_module(lessons, rng) for _ in range(12_000)]
+    chats = [message["content"] for _ in range(8_000) for message in write_chat(entries, lessons, rng)]
+    save_tokenizer(train_tokenizer([*library, *library, *tests, *modules, *chats]), args.out)
+
+
+if __name__ == "__main__":
+    main()
