@@ -1,0 +1,209 @@
+"""Readers for published traces. Each opens a file by its header, streams it, and names file, line and field of a fault.
+
+BurstGPT (csv): whole seconds since midnight of day 1; several rows share a second, in order of submission. Both column
+sets are read, by name: the newer one adds Session ID and Elapsed time. 0 response tokens mark a failed request; such
+rows stay, for they cost load too. Azure (csv): UTC times with 100 ns digits; the first row becomes 0.
+Mooncake (JSON lines): milliseconds, and one hash per block of 512 tokens.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from penstock.core.errors import UnknownName
+from penstock.workload.csv_rows import CsvRow, csv_columns, csv_in_order
+from penstock.workload.trace import Trace, TraceError, TraceHeader, TraceRequest, check_order, open_rows, read_trace
+
+MOONCAKE_BLOCK_TOKENS = 512
+BURSTGPT_COLUMNS = ("Timestamp", "Model", "Request tokens", "Response tokens", "Total tokens", "Log Type")
+BURSTGPT_SESSION_COLUMNS = ("Session ID", "Elapsed time")
+AZURE_COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
+LOG_TYPES = {"Conversation log": "conversation", "API log": "api"}
+
+
+@dataclass(slots=True)
+class Tally:
+    """What a reader noticed in passing. wrong_totals: rows whose total is not the sum of their parts."""
+
+    rows: int = 0
+    failed: int = 0
+    wrong_totals: int = 0
+
+
+def open_trace(path: Path, format_name: str | None = None) -> Trace:
+    """Open a trace of any known format; None looks at the first line."""
+    name = format_name or detect_format(path)
+    if name not in READERS:
+        raise UnknownName("trace format", name, READERS)
+    return READERS[name](path)
+
+
+def detect_format(path: Path) -> str:
+    with open_rows(path) as file:
+        first = file.readline(65536).decode("utf-8-sig", errors="replace")
+    marks = (
+        ("penstock", ('"penstock_trace"',)),
+        ("mooncake", ('"timestamp"', '"input_length"')),
+        ("azure", ("ContextTokens", "GeneratedTokens")),
+        ("burstgpt", ("Request tokens", "Response tokens")),
+    )
+    for name, words in marks:
+        if all(word in first for word in words):
+            return name
+    raise TraceError(
+        f"{path}, line 1: {first[:60].strip()!r} is the start of no known trace ({', '.join(READERS)}). "
+        'Convert it to JSON lines with a header {"penstock_trace": 1, "name": ...}, or name its format.'
+    )
+
+
+def read_burstgpt(path: Path, *, spread_seed: int | None = 0, tally: Tally | None = None) -> Trace:
+    """BurstGPT csv. spread_seed: rows of one second are spread uniformly over it with this seed; None leaves them."""
+    columns = csv_columns(path, BURSTGPT_COLUMNS)
+    has_sessions = set(BURSTGPT_SESSION_COLUMNS) <= set(columns)
+    spread = "left together" if spread_seed is None else f"spread over it (seed {spread_seed})"
+    header = TraceHeader(
+        name=path.stem,
+        seed=spread_seed,
+        parameters={"reader": "burstgpt", "has_sessions": has_sessions},
+        steps=(f"read BurstGPT csv, rows of one second {spread}",),
+    )
+    return Trace(header, lambda: _burstgpt_rows(path, spread_seed, tally or Tally()))
+
+
+def _burstgpt_rows(path: Path, spread_seed: int | None, tally: Tally) -> Iterator[TraceRequest]:
+    rng = None if spread_seed is None else np.random.default_rng(spread_seed)
+    turns: dict[str, int] = {}
+    ends_s: dict[str, float] = {}
+    rows = csv_in_order(path, BURSTGPT_COLUMNS, lambda row: row.number("Timestamp"), "Timestamp")
+    for second_s, group in itertools.groupby(rows, key=lambda timed: timed[0]):
+        together = [row for _, row in group]
+        offsets_s = np.zeros(len(together)) if rng is None else np.sort(rng.random(len(together)))
+        for row, offset_s in zip(together, offsets_s, strict=True):
+            yield _burstgpt_request(row, round(second_s + float(offset_s), 6), turns, ends_s, tally)
+
+
+def _burstgpt_request(
+    row: CsvRow, arrival_s: float, turns: dict[str, int], ends_s: dict[str, float], tally: Tally
+) -> TraceRequest:
+    input_tokens, output_tokens = row.count("Request tokens"), row.count("Response tokens")
+    session, turn, pause_s = row.text("Session ID") or None, 0, None
+    elapsed_s = row.number("Elapsed time") if row.text("Elapsed time") else None
+    if session is not None:
+        turn = turns[session] = turns.get(session, -1) + 1
+        if session in ends_s:
+            pause_s = max(0.0, round(arrival_s - ends_s[session], 6))
+        if elapsed_s is not None:
+            ends_s[session] = arrival_s + elapsed_s
+    tally.rows += 1
+    tally.failed += output_tokens == 0
+    tally.wrong_totals += row.count("Total tokens") != input_tokens + output_tokens
+    return TraceRequest(
+        arrival_s=arrival_s,
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
+        session=session,
+        turn=turn,
+        pause_s=pause_s,
+        elapsed_s=elapsed_s,
+        category=row.choice("Log Type", LOG_TYPES),
+        model=row.text("Model"),
+    )
+
+
+def write_burstgpt(path: Path, trace: Trace) -> int:
+    """Write the columns that BurstGPT has; what it has no column for (clients, objectives, hashes) is left out."""
+    has_sessions = trace.header.parameters.get("has_sessions", True)
+    columns = [*BURSTGPT_COLUMNS[:1], *(BURSTGPT_SESSION_COLUMNS if has_sessions else ()), *BURSTGPT_COLUMNS[1:]]
+    log_types = {category: log_type for log_type, category in LOG_TYPES.items()}
+    count = 0
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        for request in trace:
+            count += 1
+            total = request.input_tokens + request.output_tokens
+            session = (request.session or "", "" if request.elapsed_s is None else f"{request.elapsed_s:g}")
+            log_type = log_types.get(request.category, "API log")
+            lengths = (request.model, request.input_tokens, request.output_tokens, total, log_type)
+            writer.writerow((int(request.arrival_s), *(session if has_sessions else ()), *lengths))
+    return count
+
+
+def read_azure(path: Path) -> Trace:
+    """Azure LLM inference csv (2023 and 2024)."""
+    csv_columns(path, AZURE_COLUMNS)
+    header = TraceHeader(name=path.stem, parameters={"reader": "azure"}, steps=("read Azure LLM csv",))
+    return Trace(header, lambda: _azure_rows(path))
+
+
+def _azure_rows(path: Path) -> Iterator[TraceRequest]:
+    start_ticks: int | None = None
+
+    def since_start_s(row: CsvRow) -> float:
+        nonlocal start_ticks
+        ticks = row.utc_ticks("TIMESTAMP")
+        start_ticks = ticks if start_ticks is None else start_ticks
+        return (ticks - start_ticks) / 1e7
+
+    for arrival_s, row in csv_in_order(path, AZURE_COLUMNS, since_start_s, "TIMESTAMP"):
+        yield TraceRequest(
+            arrival_s=arrival_s,
+            input_tokens=row.count("ContextTokens"),
+            output_tokens=row.count("GeneratedTokens"),
+        )
+
+
+class _MooncakeRow(msgspec.Struct):
+    timestamp: float
+    input_length: int
+    output_length: int
+    hash_ids: tuple[int, ...] = ()
+
+
+def read_mooncake(path: Path) -> Trace:
+    """Mooncake JSON lines."""
+    with open_rows(path):
+        header = TraceHeader(
+            name=path.stem,
+            parameters={"reader": "mooncake"},
+            block_tokens=MOONCAKE_BLOCK_TOKENS,
+            steps=("read Mooncake JSON lines",),
+        )
+    return Trace(header, lambda: _mooncake_rows(path))
+
+
+def _mooncake_rows(path: Path) -> Iterator[TraceRequest]:
+    decoder = msgspec.json.Decoder(_MooncakeRow)
+    earlier_s, number = 0.0, 0
+    with open_rows(path) as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                row = decoder.decode(line)
+                request = TraceRequest(
+                    arrival_s=row.timestamp / 1e3,
+                    input_tokens=row.input_length,
+                    output_tokens=row.output_length,
+                    block_hashes=row.hash_ids,
+                )
+            except (msgspec.DecodeError, TraceError) as error:
+                raise TraceError(f"{path}, line {number}: {error}") from error
+            check_order(earlier_s, request.arrival_s, f"{path}, line {number}", "timestamp")
+            earlier_s = request.arrival_s
+            yield request
+    if number == 0:
+        raise TraceError(f"{path} is empty: nothing to replay")
+
+
+READERS: Mapping[str, Callable[[Path], Trace]] = {
+    "penstock": read_trace,
+    "burstgpt": read_burstgpt,
+    "azure": read_azure,
+    "mooncake": read_mooncake,
+}
