@@ -1,0 +1,99 @@
+"""The tensors of a Hugging Face folder, whichever file holds them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from penstock.core.errors import CorruptModel, ModelNotFound, UnsupportedModel
+from penstock.models.config_file import ConfigFile
+from penstock.models.parameters import Parameter, Part
+from penstock.models.safetensors_file import SafetensorsFile
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+class Checkpoint:
+    """Tensor name -> the file that holds it. Only headers are read until a tensor is asked for."""
+
+    def __init__(self, folder: Path, files: Mapping[str, SafetensorsFile]) -> None:
+        self.folder = folder
+        self._files = files
+
+    @classmethod
+    def open(cls, folder: Path) -> Checkpoint:
+        """Raises ModelNotFound without safetensors, UnsupportedModel with only pickles, CorruptModel if damaged."""
+        if (folder / SINGLE).is_file():
+            file = SafetensorsFile(folder / SINGLE)
+            return cls(folder, dict.fromkeys(file.entries, file))
+        if (folder / INDEX).is_file():
+            return cls(folder, _read_index(folder))
+        pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
+        if pickles:
+            raise UnsupportedModel(
+                f"{folder} holds its weights as {pickles[0]}, a pickle, which can run code when it is read. "
+                f"Convert them to {SINGLE}, for instance with save_pretrained of transformers"
+            )
+        raise ModelNotFound(f"{folder} has no weights: looked for {SINGLE} and {INDEX}")
+
+    def check(self, parameters: Iterable[Parameter], ignored: tuple[str, ...]) -> None:
+        """Every part is there, in its shape, and nothing else is; before any memory is spent."""
+        expected: set[str] = set()
+        for parameter in parameters:
+            for part in parameter.parts:
+                expected.add(part.source)
+                self._check_part(part)
+        for name in sorted(self._files.keys() - expected):
+            if not name.endswith(ignored):
+                raise CorruptModel(
+                    f"{self._files[name].path}: unexpected tensor {name}; config.json describes a model without it"
+                )
+
+    def view(self, part: Part) -> Tensor:
+        """The tensor in the memory-mapped file."""
+        return self._files[part.source].view(part.source)
+
+    def forget(self, part: Part) -> None:
+        """Its pages are not needed any more."""
+        self._files[part.source].forget(part.source)
+
+    def _check_part(self, part: Part) -> None:
+        if part.source not in self._files:
+            raise CorruptModel(
+                f"{self.folder}: tensor {part.source}, of shape {list(part.shape)}, is in none of its files"
+            )
+        file = self._files[part.source]
+        found = file.entries[part.source].shape
+        if found != part.shape:
+            raise CorruptModel(
+                f"{file.path}: tensor {part.source} has shape {list(found)}, config.json asks for {list(part.shape)}"
+            )
+
+
+def _read_index(folder: Path) -> dict[str, SafetensorsFile]:
+    index = ConfigFile.read(folder / INDEX)
+    listed = index.section("weight_map")
+    if listed is None:
+        raise CorruptModel(f"{index.source}: the key weight_map is missing")
+    files: dict[str, SafetensorsFile] = {}
+    tensors: dict[str, SafetensorsFile] = {}
+    for name in listed.values:
+        file_name = listed.text(name)
+        if file_name not in files:
+            files[file_name] = _open_shard(folder, file_name)
+        if name not in files[file_name].entries:
+            raise CorruptModel(f"{folder / file_name}: tensor {name} is not in it, but {INDEX} says so")
+        tensors[name] = files[file_name]
+    return tensors
+
+
+def _open_shard(folder: Path, file_name: str) -> SafetensorsFile:
+    if Path(file_name).name != file_name:  # an index must not lead us out of the folder
+        raise CorruptModel(f"{folder / INDEX}: {file_name!r} is no plain file name")
+    if not (folder / file_name).is_file():
+        raise CorruptModel(f"{folder}: {INDEX} names {file_name}, which is missing. Download it again")
+    return SafetensorsFile(folder / file_name)

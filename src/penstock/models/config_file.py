@@ -1,0 +1,104 @@
+"""Reading a foreign config.json: every value is asked for by name and type, and a complaint names key and file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from penstock.core.errors import CorruptModel, ModelNotFound, UnsupportedModel
+
+REQUIRED: Any = object()
+
+
+class ConfigFile:
+    """The values of a JSON object and where they come from. A key that is null counts as absent."""
+
+    def __init__(self, values: Mapping[str, Any], source: str) -> None:
+        self.values = values
+        self.source = source
+
+    @classmethod
+    def read(cls, path: Path) -> ConfigFile:
+        """Raises ModelNotFound without the file, CorruptModel if it is no JSON object."""
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ModelNotFound(f"{path} does not exist") from None
+        except (ValueError, RecursionError) as error:
+            raise CorruptModel(f"{path} is no valid JSON: {error}") from None
+        if not isinstance(values, dict):
+            raise CorruptModel(f"{path} holds a JSON {type(values).__name__}, expected an object")
+        return cls(values, str(path))
+
+    def integer(self, *keys: str, default: Any = REQUIRED, most: int = 2**31 - 1) -> Any:
+        """An int from 1 to `most`, under the first of `keys` that is there."""
+        key, value = self._find(keys, default)
+        if value is default:
+            return default
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise self.wrong(key, "a whole number")
+        if not 1 <= value <= most:
+            raise self.wrong(key, f"a number from 1 to {most}")
+        return value
+
+    def number(self, key: str, default: Any = REQUIRED) -> Any:
+        """A positive finite float."""
+        key, value = self._find((key,), default)
+        if value is default:
+            return default
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+            raise self.wrong(key, "a positive number")
+        return float(value)
+
+    def flag(self, key: str, default: Any = REQUIRED) -> Any:
+        key, value = self._find((key,), default)
+        if value is not default and not isinstance(value, bool):
+            raise self.wrong(key, "true or false")
+        return value
+
+    def text(self, *keys: str, default: Any = REQUIRED) -> Any:
+        key, value = self._find(keys, default)
+        if value is not default and not isinstance(value, str):
+            raise self.wrong(key, "a string")
+        return value
+
+    def integers(self, key: str, default: Any = REQUIRED) -> Any:
+        """A tuple of ints of at least 0; one int stands for a list of one."""
+        key, value = self._find((key,), default)
+        if value is default:
+            return default
+        listed = value if isinstance(value, list) else [value]
+        if not all(isinstance(item, int) and not isinstance(item, bool) and item >= 0 for item in listed):
+            raise self.wrong(key, "a number from 0 on, or a list of them")
+        return tuple(listed)
+
+    def section(self, *keys: str) -> ConfigFile | None:
+        """The object under the first of `keys` that is there and not empty; None without one."""
+        for key in keys:
+            value = self.values.get(key)
+            if value is None or value == {}:
+                continue
+            if not isinstance(value, dict):
+                raise self.wrong(key, "an object")
+            return ConfigFile(value, f"{self.source}: {key}")
+        return None
+
+    def require(self, key: str, supported: Any, *, default: Any) -> None:
+        """Refuse a value of `key` other than `supported`; `default` is what its absence means."""
+        _, value = self._find((key,), default)
+        if value != supported:
+            raise UnsupportedModel(f"{self.source}: {key} is {value!r}; supported: {supported!r}")
+
+    def wrong(self, key: str, wanted: str) -> CorruptModel:
+        return CorruptModel(f"{self.source}: {key} is {self.values[key]!r}, expected {wanted}")
+
+    def _find(self, keys: tuple[str, ...], default: Any) -> tuple[str, Any]:
+        for key in keys:
+            value = self.values.get(key)
+            if value is not None:
+                return key, value
+        if default is REQUIRED:
+            raise CorruptModel(f"{self.source}: the key {' or '.join(keys)} is missing")
+        return keys[0], default

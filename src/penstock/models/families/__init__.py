@@ -1,0 +1,32 @@
+"""The table of architectures. A family is one file: how its configuration reads, and how its tensors are called."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from penstock.core.errors import CorruptModel, UnsupportedModel
+from penstock.models.config_file import ConfigFile
+from penstock.models.families import llama, qwen3, qwen3_moe
+from penstock.models.families.family import Family
+
+FAMILIES: Mapping[str, Family] = {
+    "LlamaForCausalLM": llama.FAMILY,
+    "Qwen3ForCausalLM": qwen3.FAMILY,
+    "Qwen3MoeForCausalLM": qwen3_moe.FAMILY,
+}
+
+
+def family_of(config: ConfigFile) -> tuple[str, Family]:
+    """The first of the configuration's architectures that the table has.
+
+    `auto_map` (code that comes with a checkpoint) is never read.
+    """
+    listed = config.values.get("architectures")
+    if not isinstance(listed, list) or not listed or not all(isinstance(name, str) for name in listed):
+        raise CorruptModel(f"{config.source}: architectures is {listed!r}, expected a list of names")
+    for name in listed:
+        if name in FAMILIES:
+            return name, FAMILIES[name]
+    raise UnsupportedModel(
+        f"{config.source}: the architecture {', '.join(listed)} is not supported; known: {', '.join(sorted(FAMILIES))}"
+    )

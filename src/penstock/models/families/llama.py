@@ -1,0 +1,17 @@
+"""Llama 2 and 3, and the many models that use its architecture name."""
+
+from __future__ import annotations
+
+from penstock.models.config_file import ConfigFile
+from penstock.models.families.family import Family, count_layers, read_attention, read_dense, read_model
+from penstock.models.spec import LayerSpec, ModelSpec
+
+
+def read_config(config: ConfigFile, architecture: str) -> ModelSpec:
+    default_head_dim = config.integer("hidden_size") // config.integer("num_attention_heads")
+    attention = read_attention(config, head_dim=config.integer("head_dim", default=default_head_dim), has_qk_norm=False)
+    layer = LayerSpec(attention, read_dense(config))
+    return read_model(config, architecture, (layer,) * count_layers(config))
+
+
+FAMILY = Family(read_config=read_config)

@@ -1,0 +1,133 @@
+"""Rotary frequencies: read from either style of configuration, computed as transformers does."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from penstock.core.errors import UnsupportedModel
+from penstock.models.config_file import ConfigFile
+from penstock.models.spec import LinearScaling, Llama3Scaling, NoScaling, RopeScaling, RopeSpec, YarnScaling
+
+DEFAULT_THETA = 10000.0  # what a configuration without the key means
+
+
+def read_rope(config: ConfigFile, head_dim: int) -> RopeSpec:
+    """Of `rope_scaling` beside `rope_theta` (up to transformers 4), or `rope_parameters` with both (from 5 on).
+
+    Raises: UnsupportedModel for a type that `SCALINGS` does not have, for rotated parts of a head, for nested ones.
+    """
+    theta = config.number("rope_theta", DEFAULT_THETA)
+    section = config.section("rope_scaling", "rope_parameters")
+    config.require("partial_rotary_factor", 1.0, default=1.0)
+    if section is None:
+        return RopeSpec(theta=theta, dim=head_dim)
+    section.require("partial_rotary_factor", 1.0, default=1.0)
+    section.require("mrope_section", None, default=None)
+    name = section.text("rope_type", "type", default="default")
+    if name not in SCALINGS:
+        raise UnsupportedModel(f"{section.source}: rope_type is {name!r}; supported: {', '.join(sorted(SCALINGS))}")
+    return RopeSpec(theta=section.number("rope_theta", theta), dim=head_dim, scaling=SCALINGS[name](section, config))
+
+
+def _read_llama3(section: ConfigFile, config: ConfigFile) -> Llama3Scaling:
+    return Llama3Scaling(
+        factor=section.number("factor"),
+        low_freq_factor=section.number("low_freq_factor"),
+        high_freq_factor=section.number("high_freq_factor"),
+        original_max_tokens=_original_max_tokens(section, config),
+    )
+
+
+def _read_yarn(section: ConfigFile, config: ConfigFile) -> YarnScaling:
+    factor = section.number("factor")
+    mscale, mscale_all = section.number("mscale", None), section.number("mscale_all_dim", None)
+    if mscale is None or mscale_all is None:
+        attention_factor = _yarn_mscale(factor, 1.0)
+    else:
+        attention_factor = _yarn_mscale(factor, mscale) / _yarn_mscale(factor, mscale_all)
+    return YarnScaling(
+        factor=factor,
+        original_max_tokens=_original_max_tokens(section, config),
+        attention_factor=section.number("attention_factor", attention_factor),
+        beta_fast=section.number("beta_fast", 32.0),
+        beta_slow=section.number("beta_slow", 1.0),
+        is_truncated=section.flag("truncate", True),
+    )
+
+
+def _original_max_tokens(section: ConfigFile, config: ConfigFile) -> int:
+    found: int = section.integer("original_max_position_embeddings", default=config.integer("max_position_embeddings"))
+    return found
+
+
+def _yarn_mscale(factor: float, mscale: float) -> float:
+    return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
+
+
+SCALINGS: Mapping[str, Callable[[ConfigFile, ConfigFile], RopeScaling]] = {
+    "default": lambda section, config: NoScaling(),
+    "linear": lambda section, config: LinearScaling(section.number("factor")),
+    "llama3": _read_llama3,
+    "yarn": _read_yarn,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """Frequencies of one RopeSpec on a device; R rotated pairs."""
+
+    inv_freq_R: Tensor
+    attention_factor: float
+
+    @classmethod
+    def of(cls, spec: RopeSpec, device: torch.device) -> Rotation:
+        exponents_R = torch.arange(0, spec.dim, 2, dtype=torch.float32) / spec.dim
+        inv_freq_R, attention_factor = _scale(1.0 / spec.theta**exponents_R, spec)
+        return cls(inv_freq_R.to(device), attention_factor)
+
+    def angles(self, positions_T: Tensor) -> tuple[Tensor, Tensor]:
+        """(cos_TR, sin_TR), float32, for `penstock.ops.rope`."""
+        angles_TR = positions_T.unsqueeze(1).float() * self.inv_freq_R
+        cos_TR, sin_TR = angles_TR.cos(), angles_TR.sin()
+        if self.attention_factor != 1.0:
+            cos_TR, sin_TR = cos_TR * self.attention_factor, sin_TR * self.attention_factor
+        return cos_TR, sin_TR
+
+
+def _scale(inv_freq_R: Tensor, spec: RopeSpec) -> tuple[Tensor, float]:
+    match spec.scaling:
+        case NoScaling():
+            return inv_freq_R, 1.0
+        case LinearScaling(factor):
+            return inv_freq_R / factor, 1.0
+        case Llama3Scaling():
+            return _llama3(inv_freq_R, spec.scaling), 1.0
+        case YarnScaling():
+            return _yarn(inv_freq_R, spec, spec.scaling), spec.scaling.attention_factor
+
+
+def _llama3(inv_freq_R: Tensor, scaling: Llama3Scaling) -> Tensor:
+    wavelength_R = 2 * math.pi / inv_freq_R
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    kept_frac_R = ((scaling.original_max_tokens / wavelength_R - low) / (high - low)).clamp(0, 1)
+    return (1 - kept_frac_R) * inv_freq_R / scaling.factor + kept_frac_R * inv_freq_R
+
+
+def _yarn(inv_freq_R: Tensor, spec: RopeSpec, scaling: YarnScaling) -> Tensor:
+    def pair_that_turns(rotations: float) -> float:
+        turns = scaling.original_max_tokens / (rotations * 2 * math.pi)
+        return spec.dim * math.log(turns) / (2 * math.log(spec.theta))
+
+    low, high = pair_that_turns(scaling.beta_fast), pair_that_turns(scaling.beta_slow)
+    if scaling.is_truncated:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, spec.dim - 1)
+    if low == high:
+        high += 0.001  # as the original does, against a division by 0
+    slowed_frac_R = ((torch.arange(spec.dim // 2, dtype=torch.float32) - low) / (high - low)).clamp(0, 1)
+    return inv_freq_R / scaling.factor * slowed_frac_R + inv_freq_R * (1 - slowed_frac_R)

@@ -1,0 +1,129 @@
+"""From a Hugging Face folder to a decoder.
+
+Each parameter is resident once. A tensor that lies in the file as it is needed stays a view of the memory map; one
+that is fused, converted or sent to a device is copied part by part into its place, and the pages it came from are
+given back. No code of a checkpoint ever runs: configurations are data, weights are safetensors.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from penstock.core.errors import ModelNotFound, UnknownName
+from penstock.models.checkpoint import Checkpoint
+from penstock.models.config_file import ConfigFile
+from penstock.models.decoder import Decoder
+from penstock.models.families import family_of
+from penstock.models.families.family import WeightNames
+from penstock.models.parameters import Parameter, parameters_of
+from penstock.models.spec import ModelSpec
+
+log = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+LOAD_FORMATS = ("auto", "dummy")
+DUMMY_STD = 0.02  # what the models of the table are initialized with
+DUMMY_SEED = 0
+
+
+def load_model(
+    path: str | Path,
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device = "cpu",
+    load_format: str = "auto",
+) -> Decoder:
+    """Read a model and its weights.
+
+    Args:
+        path: a folder with config.json and safetensors.
+        dtype: "float32", "bfloat16", "float16", or "auto" for that of the configuration.
+        load_format: "auto" reads the weights; "dummy" makes seeded random ones and needs config.json only.
+    Raises: ModelNotFound, CorruptModel, UnsupportedModel; UnknownName for a dtype or load format.
+    """
+    if load_format not in LOAD_FORMATS:
+        raise UnknownName("load format", load_format, LOAD_FORMATS)
+    folder = Path(path)
+    spec, names = _read(folder)
+    chosen_dtype, chosen_device = resolve_dtype(spec, dtype), torch.device(device)
+    gib = weight_bytes(spec, chosen_dtype) / 2**30
+    log.info("%s: %s, %.2f GiB of %s weights on %s", folder, spec.architecture, gib, chosen_dtype, chosen_device)
+    if load_format == "dummy":
+        return Decoder(spec, make_dummy(spec, chosen_dtype, chosen_device))
+    return Decoder(spec, load_tensors(folder, spec, names, chosen_dtype, chosen_device))
+
+
+def read_model_spec(path: str | Path) -> ModelSpec:
+    """What the model is; no tensor is read. Stop tokens are those of config.json and generation_config.json."""
+    return _read(Path(path))[0]
+
+
+def weight_bytes(spec: ModelSpec, dtype: str | torch.dtype = "auto") -> int:
+    """Memory that the weights take, known before any of it is taken."""
+    elements = sum(parameter.elements for parameter in parameters_of(spec, WeightNames()))
+    return elements * resolve_dtype(spec, dtype).itemsize
+
+
+def resolve_dtype(spec: ModelSpec, dtype: str | torch.dtype) -> torch.dtype:
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    name = spec.dtype if dtype == "auto" else dtype
+    if name not in DTYPES:
+        raise UnknownName("dtype", name, ("auto", *DTYPES))
+    return DTYPES[name]
+
+
+def load_tensors(
+    folder: Path, spec: ModelSpec, names: WeightNames, dtype: torch.dtype, device: torch.device
+) -> dict[str, Tensor]:
+    """Every parameter of the model from the checkpoint, by our names."""
+    checkpoint = Checkpoint.open(folder)
+    parameters = tuple(parameters_of(spec, names))
+    ignored = (*names.ignored, f"{names.head}.weight") if spec.is_tied else names.ignored
+    checkpoint.check(parameters, ignored)
+    return {parameter.name: _load(parameter, checkpoint, dtype, device) for parameter in parameters}
+
+
+def make_dummy(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+    """Random weights that keep activations finite: norms are 1, the rest is normal."""
+    generator = torch.Generator(device).manual_seed(DUMMY_SEED)
+    tensors = {}
+    for parameter in parameters_of(spec, WeightNames()):
+        tensor = torch.empty(parameter.shape, dtype=dtype, device=device)
+        if parameter.name.endswith("_norm"):
+            tensor.fill_(1.0)
+        else:
+            tensor.normal_(0.0, DUMMY_STD, generator=generator)
+        tensors[parameter.name] = tensor
+    return tensors
+
+
+def _read(folder: Path) -> tuple[ModelSpec, WeightNames]:
+    if not folder.is_dir():
+        raise ModelNotFound(f"{folder} is no folder; a model is a folder with config.json and safetensors")
+    config = ConfigFile.read(folder / "config.json")
+    architecture, family = family_of(config)
+    spec = family.read_config(config, architecture)
+    generation_path = folder / "generation_config.json"
+    if generation_path.exists():
+        more = ConfigFile.read(generation_path).integers("eos_token_id", ())
+        spec = dataclasses.replace(spec, stop_token_ids=spec.stop_token_ids | frozenset(more))
+    return spec, family.names
+
+
+def _load(parameter: Parameter, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Tensor:
+    first = parameter.parts[0]
+    if first.shape == parameter.shape and device.type == "cpu":
+        view = checkpoint.view(first)
+        if view.dtype == dtype:
+            return view
+    tensor = torch.empty(parameter.shape, dtype=dtype, device=device)
+    for part in parameter.parts:
+        tensor[part.index].copy_(checkpoint.view(part))
+        checkpoint.forget(part)
+    return tensor

@@ -1,0 +1,44 @@
+"""One kernel under one name: its truth in plain torch, and a faster file for a type of device.
+
+Which file runs follows from the device of the first argument and from nothing else, so a call has no mode to be in.
+`Op.on` says what that is, for the log line at start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Generic, ParamSpec, TypeVar
+
+import torch
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Op(Generic[P, R]):
+    """`reference` serves every device that has no file of its own.
+
+    by_device: `cpu=cpu.rms_norm`, keyed by `torch.device.type`. Every implementation takes and returns what the
+    reference does; the sweep in the tests holds them to that.
+    """
+
+    def __init__(self, name: str, reference: Callable[P, R], **by_device: Callable[P, R]) -> None:
+        self.name = name
+        self.__doc__ = reference.__doc__
+        self._reference = reference
+        self._by_device = by_device
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        first = args[0]
+        assert isinstance(first, torch.Tensor), f"{self.name}: the first argument says which device computes"
+        return self._by_device.get(first.device.type, self._reference)(*args, **kwargs)
+
+    @property
+    def implementations(self) -> Mapping[str, Callable[P, R]]:
+        """By name; "reference" comes first."""
+        return MappingProxyType({"reference": self._reference, **self._by_device})
+
+    def on(self, device: torch.device) -> str:
+        """Name of the implementation that serves tensors on `device`."""
+        return device.type if device.type in self._by_device else "reference"

@@ -1,0 +1,6 @@
+"""RMS norm, with an optional residual that is added first."""
+
+from penstock.ops.op import Op
+from penstock.ops.rms_norm import reference
+
+rms_norm = Op("rms_norm", reference.rms_norm)

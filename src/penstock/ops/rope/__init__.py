@@ -1,0 +1,6 @@
+"""Rotary position embedding."""
+
+from penstock.ops.op import Op
+from penstock.ops.rope import reference
+
+rope = Op("rope", reference.rope)

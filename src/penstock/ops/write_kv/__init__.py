@@ -1,0 +1,6 @@
+"""Writing a step's keys and values into the paged pool."""
+
+from penstock.ops.op import Op
+from penstock.ops.write_kv import reference
+
+write_kv = Op("write_kv", reference.write_kv)
