@@ -2,9 +2,9 @@
 
 Ids come from seeded streams, so a trace gives the same prompts on every machine. A session has one stream and each
 turn takes a prefix of it: turn k's prompt is the beginning of turn k+1's, as in a conversation. (What the server
-answered is not in the stream: a prefix cache can hit on prompts, not on answers.) Block hashes give one stream per
-block. What has neither is unique. Ids are drawn below `vocab.stop`; the default fits every vocabulary of 256 or more
-and leaves out 0 to 2, which are special in most.
+answered is not in the stream: a prefix cache can hit on prompts, not on answers.) Without a session, block hashes give
+one stream per block. What has neither is unique. The default range of ids fits every vocabulary of 256 or more and
+leaves out 0 to 2, which are special in most.
 """
 
 from __future__ import annotations
@@ -45,10 +45,11 @@ class PromptStream:
 
     def ids(self, index: int, request: TraceRequest) -> list[int]:
         n_tokens = max(1, request.input_tokens)
+        if request.session is not None:
+            return self._draw(f"session/{request.session}", n_tokens)
         if request.block_hashes:
             return self._from_blocks(request, n_tokens)
-        name = f"session/{request.session}" if request.session is not None else f"request/{index}"
-        return self._draw(name, n_tokens)
+        return self._draw(f"request/{index}", n_tokens)
 
     def _from_blocks(self, request: TraceRequest, n_tokens: int) -> list[int]:
         ids: list[int] = []
