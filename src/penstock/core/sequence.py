@@ -188,11 +188,6 @@ class Sequence:
     def is_decoding(self) -> bool:
         return self._counter is not None
 
-    @property
-    def joined_step(self) -> int:
-        """The step of its decode group at which it joined."""
-        return self._joined_step
-
     def move(self, to: SeqState) -> None:
         """Change the state. Raises IllegalTransition, and leaves it as it was, if the table has no such move."""
         if to not in NEXT[self.state]:

@@ -11,7 +11,7 @@ from collections import defaultdict
 from penstock.core.plan import NO_DECODE, DecodeGroup
 from penstock.core.sequence import Sequence, StepCounter
 
-Page = list[tuple[Sequence, int]]  # with the step at which the sequence joined: an entry of an earlier life is stale
+Page = list[tuple[int, int]]  # (row, number of the join): what a member noted before it left is stale
 
 
 class Decoding:
@@ -20,6 +20,8 @@ class Decoding:
     def __init__(self) -> None:
         self._counter = StepCounter()
         self._members: dict[int, Sequence] = {}
+        self._join_of: dict[int, int] = {}
+        self._n_joins = 0
         self._full: defaultdict[int, Page] = defaultdict(list)
         self._limit: defaultdict[int, Page] = defaultdict(list)
         self._version = 0
@@ -29,23 +31,23 @@ class Decoding:
     def __len__(self) -> int:
         return len(self._members)
 
-    def __contains__(self, seq: Sequence) -> bool:
-        return seq.is_decoding
-
     def join(self, seq: Sequence, capacity_tokens: int | None) -> None:
         """From now on the sequence takes a token each step, until its output limit."""
         assert seq.row is not None
         seq.join(self._counter)
         self._members[seq.row] = seq
+        self._join_of[seq.row] = self._n_joins
+        self._n_joins += 1
         self._version += 1
         self._note_capacity(seq, capacity_tokens)
         left = seq.output_limit_tokens - seq.planned_outputs
         assert left > 0, f"{seq.id} has no output left to decode"
-        self._limit[self._counter.steps + left].append((seq, seq.joined_step))
+        self._limit[self._counter.steps + left].append((seq.row, self._join_of[seq.row]))
 
     def leave(self, seq: Sequence) -> None:
         assert seq.row is not None
         del self._members[seq.row]
+        del self._join_of[seq.row]
         seq.leave()
         self._version += 1
 
@@ -78,9 +80,9 @@ class Decoding:
         return self._epochs
 
     def _note_capacity(self, seq: Sequence, capacity_tokens: int | None) -> None:
-        if capacity_tokens is not None:
+        if capacity_tokens is not None and seq.row is not None:
             steps_left = capacity_tokens - seq.planned_tokens
-            self._full[self._counter.steps + steps_left].append((seq, seq.joined_step))
+            self._full[self._counter.steps + steps_left].append((seq.row, self._join_of[seq.row]))
 
     def _live(self, page: Page) -> list[Sequence]:
-        return [seq for seq, joined_step in page if seq.is_decoding and seq.joined_step == joined_step]
+        return [self._members[row] for row, join in page if self._join_of.get(row) == join]

@@ -61,7 +61,7 @@ class Policies:
     preempt: PreemptPolicy
     predict: LengthPredictor
     new_retain: Callable[[], RetainPolicy]
-    names: Mapping[str, str] = MappingProxyType({})
+    names: Mapping[str, str]
 
 
 def build_policies(

@@ -17,7 +17,8 @@ class WorstCase:
     """
 
     def admit(self, seq: SequenceView, view: View) -> Admission:
-        worst_blocks = sum(_worst_blocks(running, view) for running in view.running) + _worst_blocks(seq, view)
+        others = (running for running in view.running if running.id != seq.id)  # a paused one holds its row already
+        worst_blocks = sum(_worst_blocks(running, view) for running in others) + _worst_blocks(seq, view)
         return Admission.START if worst_blocks <= view.memory.total_blocks else Admission.WAIT
 
 
