@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import replace
 
 from penstock.cache.memory import Memory, build_groups
 from penstock.core.clock import Clock, MonotonicClock
@@ -30,6 +31,7 @@ class Engine:
         self._clock = clock
         self._look_ahead = look_ahead
         self._out: deque[tuple[Planned, Ticket]] = deque()
+        self._is_stalled = False
         self._steps = 0
         self._prefill_tokens = 0
         self._decode_tokens = 0
@@ -39,9 +41,17 @@ class Engine:
     def has_work(self) -> bool:
         return self.scheduler.has_work or bool(self._out)
 
-    def add(self, request: Request) -> None:
-        """Accept a request. Raises as `Scheduler.add` does."""
-        self.scheduler.add(request, self._clock.now_s())
+    @property
+    def is_stalled(self) -> bool:
+        """There is work, but the last step found nothing to run: the policies wait for something."""
+        return self._is_stalled
+
+    def add(self, request: Request, age_s: float | None = None) -> None:
+        """Accept a request; it arrived `age_s` ago (None: at its own `arrival_s`). Raises as `Scheduler.add` does."""
+        now_s = self._clock.now_s()
+        if age_s is not None:
+            request = replace(request, arrival_s=now_s - age_s)
+        self.scheduler.add(request, now_s)
 
     def abort(self, request_id: str, reason: FinishReason = FinishReason.ABORT) -> None:
         self.scheduler.abort(request_id, self._clock.now_s(), reason)
@@ -55,6 +65,7 @@ class Engine:
         if planned is not None:
             self._out.append((planned, self._executor.submit(planned.plan)))
             self._count(planned)
+        self._is_stalled = planned is None and not self._out
         if len(self._out) > self._look_ahead or (planned is None and self._out):
             self._collect()
         return self.take_updates()

@@ -1,0 +1,96 @@
+"""An engine behind a link: take commands, step, tell what happened; and a heart that beats beside it.
+
+An error within one request refuses or ends that request. A broken step ends the engine: every open request is told so,
+and the process that started it decides what comes next.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+
+from penstock.core.errors import InvalidRequest, Overloaded, PenstockError
+from penstock.engine.link import EngineEnd
+from penstock.engine.loop import Engine
+from penstock.engine.messages import Abort, Add, Beat, Command, Died, Finish, Refused, Shutdown, Updates
+
+log = logging.getLogger("penstock.engine")
+IDLE_WAIT_S = 0.5
+STALLED_WAIT_S = 0.005  # sequences wait, but the policies start none of them now
+BEAT_EVERY_S = 0.25
+
+
+class Heart(threading.Thread):
+    """Beats while the process lives, and says how long the step under way takes already.
+
+    So a stopped process is noticed at once, and a long step is not taken for a dead engine.
+    """
+
+    def __init__(self, link: EngineEnd) -> None:
+        super().__init__(name="heart", daemon=True)
+        self.counters: dict[str, float] = {}
+        self.step_began_s: float | None = None
+        self._link = link
+        self._stop = threading.Event()
+
+    def run(self) -> None:
+        while not self._stop.wait(BEAT_EVERY_S):
+            began_s = self.step_began_s
+            age_s = 0.0 if began_s is None else time.monotonic() - began_s
+            self._link.send(Beat(self.counters, age_s))
+
+    def stop(self) -> None:
+        self._stop.set()
+        self.join()
+
+
+def serve_engine(engine: Engine, link: EngineEnd) -> None:
+    """Serve until Shutdown. Raises what broke a step, after the front end was told."""
+    heart = Heart(link)
+    heart.counters = dict(engine.counters())
+    heart.start()
+    try:
+        _serve(engine, link, heart)
+    except Exception as broken:
+        log.exception("the engine cannot go on")
+        link.send(Died(f"{type(broken).__name__} in a step" if not isinstance(broken, PenstockError) else str(broken)))
+        raise
+    finally:
+        heart.stop()
+        engine.close()
+
+
+def _serve(engine: Engine, link: EngineEnd, heart: Heart) -> None:
+    counted_s = 0.0
+    while True:
+        wait_s = 0.0 if engine.has_work else IDLE_WAIT_S
+        for command in link.receive(STALLED_WAIT_S if engine.is_stalled else wait_s):
+            if isinstance(command, Shutdown):
+                return
+            _obey(engine, link, command)
+        now_s = heart.step_began_s = time.monotonic()
+        updates = engine.step() if engine.has_work else engine.take_updates()
+        heart.step_began_s = None
+        if updates:
+            link.send(Updates(updates))
+        if now_s - counted_s >= BEAT_EVERY_S or not engine.has_work:
+            heart.counters = dict(engine.counters())
+            counted_s = now_s
+
+
+def _obey(engine: Engine, link: EngineEnd, command: Command) -> None:
+    match command:
+        case Add(request, age_s):
+            try:
+                engine.add(request, age_s)
+            except Overloaded as full:
+                link.send(
+                    Refused(request.id, full.code, str(full), reason=full.reason, retry_after_s=full.retry_after_s)
+                )
+            except InvalidRequest as wrong:
+                link.send(Refused(request.id, wrong.code, str(wrong), param=wrong.param))
+        case Abort(request_id):
+            engine.abort(request_id)
+        case Finish(request_id, index, output_tokens):
+            engine.finish(request_id, index, output_tokens)
