@@ -1,0 +1,110 @@
+"""`TorchExecutor`: the `Executor` of the core protocol on one torch device.
+
+A step never waits for its own result. On a CPU one worker thread carries out plans in order (torch releases the
+interpreter's lock while it computes); on an accelerator `submit` queues the work on the device's stream at once and
+the result is ready when an event says so. The step itself is the same code (`step.py`).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor as Worker
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from penstock.core.errors import EngineDied
+from penstock.core.executor import ModelFacts, StepResult, Ticket
+from penstock.core.plan import Plan
+from penstock.runtime.readback import Readback
+from penstock.runtime.rows import Known
+from penstock.runtime.step import Model, Stepper
+
+NewPool = Callable[[int, int], Tensor]  # (layer, number of blocks) -> zeros, block index in the second dimension
+
+
+class _AtOnce(Worker):
+    """Runs what is submitted before it returns: for work that only queues on a device."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:  # noqa: BLE001  - handed to whoever collects
+            future.set_exception(error)
+        return future
+
+
+class TorchExecutor:
+    """Runs plans with a decoder. new_pool: makes the state pool of a layer; zeros, since padding is read and masked."""
+
+    def __init__(
+        self, model: Model, facts: ModelFacts, *, new_pool: NewPool, max_rows: int, device: torch.device
+    ) -> None:
+        self._facts = facts
+        self._max_rows = max_rows
+        self._new_pool = new_pool
+        self._step = Stepper(model, facts, max_rows=max_rows, device=device)
+        self._worker: Worker = ThreadPoolExecutor(1, "penstock-step") if device.type == "cpu" else _AtOnce()
+        self._submitted: deque[tuple[Ticket, Future[Readback]]] = deque()
+        self._died_of: str | None = None
+        self.n_blocks: tuple[int, ...] = ()
+
+    @property
+    def facts(self) -> ModelFacts:
+        return self._facts
+
+    @property
+    def max_rows(self) -> int:
+        return self._max_rows
+
+    def allocate(self, n_blocks: tuple[int, ...]) -> None:
+        """Make the pools, once. Raises ValueError if there is not one positive number per state group."""
+        states = self._facts.states
+        if len(n_blocks) != len(states) or min(n_blocks) < 1:
+            raise ValueError(f"n_blocks is {n_blocks}: give a positive number for each of {len(states)} state groups")
+        assert not self.n_blocks, f"the pools exist already, with {self.n_blocks} blocks"
+        group_of = {layer: group for group, spec in enumerate(states) for layer in spec.layers}
+        self._step.use_pools(
+            tuple(
+                self._new_pool(layer, n_blocks[group_of[layer]]) if layer in group_of else torch.empty(0)
+                for layer in range(self._facts.n_layers)
+            )
+        )
+        self.n_blocks = n_blocks
+
+    def submit(self, plan: Plan) -> Ticket:
+        """Take a plan without waiting for its result."""
+        assert self.n_blocks, "allocate() comes before the first plan"
+        known = [np.array(start.tokens, np.int32) for start in plan.starts]  # copies: the scheduler's arrays grow
+        ticket = Ticket(plan.id)
+        self._submitted.append((ticket, self._worker.submit(self._run, plan, known)))
+        return ticket
+
+    def _run(self, plan: Plan, known: Sequence[Known]) -> Readback:
+        if self._died_of is not None:
+            raise EngineDied(f"step {plan.id} did not run, for {self._died_of}")
+        try:
+            with torch.inference_mode():
+                return self._step.run(plan, known)
+        except Exception as error:
+            self._died_of = f"step {plan.id} failed before it: {error!r}"
+            raise
+
+    def collect(self, ticket: Ticket) -> StepResult:
+        """Wait for the oldest result. Raises what broke its step; EngineDied if an earlier step broke."""
+        assert self._submitted, f"{ticket} was not submitted, or was collected already"
+        oldest, future = self._submitted[0]
+        assert ticket == oldest, f"{ticket} is not the oldest: collect {oldest} first"
+        self._submitted.popleft()
+        return future.result().result()
+
+    def close(self) -> None:
+        """End the worker and give the pools back. Results that were not collected are lost."""
+        self._worker.shutdown(wait=True, cancel_futures=True)
+        self._submitted.clear()
+        self._step.use_pools(())

@@ -1,0 +1,109 @@
+"""Which tokens run together, and the ragged batch that the kernels get for them.
+
+A step's *segments* are its decode rows (one token each), then its chunks. A chunk may cover part of the layers, so
+the layer axis is walked in stretches, cut wherever a segment enters or leaves and where the state group changes; the
+segments active in a stretch run together.
+
+Shape letters: S segments, T tokens, B blocks of the longest table, R rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+
+from penstock.core.executor import StateSpec
+from penstock.ops.batch import SegmentBatch
+from penstock.runtime.rows import Rows
+from penstock.runtime.transfer import Ints, send_all
+
+
+class Layout:
+    """Rows side by side, each with some tokens: all that is fixed while the members of a step are the same."""
+
+    def __init__(self, rows: Ints, lens: Ints, device: torch.device) -> None:
+        self.rows_host_S = rows
+        self.lens_host_S = lens
+        self.q_starts_host = np.concatenate(([0], np.cumsum(lens)))
+        self.n_tokens = int(self.q_starts_host[-1])
+        self._q_starts = tuple(self.q_starts_host.tolist())
+        self._is_decode = self.n_tokens == len(rows)
+        if self._is_decode:
+            self.rows_S, self._lens_S, q_starts = send_all((rows, lens, self.q_starts_host), device)
+            self._rows_T = self.rows_S
+        else:
+            segments = np.repeat(np.arange(len(rows)), lens)
+            offsets = np.arange(self.n_tokens) - self.q_starts_host[segments]
+            self.rows_S, self._lens_S, q_starts, self._rows_T, self._offsets_T = send_all(
+                (rows, lens, self.q_starts_host, rows[segments], offsets), device
+            )
+        self._q_starts_dev = q_starts.to(torch.int32)
+
+    def tokens_of(self, segments: Ints) -> Ints:
+        """Where the tokens of these segments lie, in order."""
+        return np.concatenate([np.arange(*self.q_starts_host[s : s + 2]) for s in segments])
+
+    def batches(self, rows: Rows) -> tuple[SegmentBatch, ...]:
+        """The batch of every state group at the rows' present positions."""
+        kv_lens_host = rows.positions_host_R[self.rows_host_S] + self.lens_host_S
+        longest_tokens = int(kv_lens_host.max())
+        kv_lens = (rows.positions_R.index_select(0, self.rows_S) + self._lens_S).to(torch.int32)
+        positions_T = rows.positions_R.index_select(0, self._rows_T)
+        if not self._is_decode:
+            positions_T += self._offsets_T
+        batches = []
+        for tables in rows.tables:
+            tables_RW = tables.mirror.dev
+            entries_T = self._rows_T * tables.width + positions_T // tables.block_tokens
+            blocks_T = tables_RW.view(-1).index_select(0, entries_T).to(torch.int64)
+            n_entries = -(-longest_tokens // tables.block_tokens)
+            batches.append(
+                SegmentBatch(
+                    positions_T=positions_T,
+                    slots_T=blocks_T * tables.block_tokens + positions_T % tables.block_tokens,
+                    q_starts=self._q_starts_dev,
+                    kv_lens=kv_lens,
+                    tables_SB=tables_RW[:, :n_entries].index_select(0, self.rows_S),
+                    q_starts_host=self._q_starts,
+                    kv_lens_host=tuple(kv_lens_host.tolist()),
+                    block_tokens=tables.block_tokens,
+                )
+            )
+        return tuple(batches)
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Layers [first, stop), all of one state group, and the segments that pass through them."""
+
+    first: int
+    stop: int
+    group: int
+    active: tuple[int, ...]
+
+
+def group_runs(n_layers: int, states: Sequence[StateSpec]) -> tuple[tuple[int, int], ...]:
+    """(first layer, state group) of each maximal run of layers with one group; layers without state join a run."""
+    group_of = {layer: group for group, spec in enumerate(states) for layer in spec.layers}
+    runs: list[tuple[int, int]] = []
+    for layer in range(n_layers):
+        group = group_of.get(layer, runs[-1][1] if runs else 0)
+        if not runs or runs[-1][1] != group:
+            runs.append((layer, group))
+    return tuple(runs)
+
+
+def stretches(spans: Sequence[tuple[int, int]], runs: Sequence[tuple[int, int]], n_layers: int) -> Iterator[Stretch]:
+    """Walk the layers. spans: [first, stop) of each segment; runs: as `group_runs` gives them."""
+    groups = dict(runs)
+    cuts = sorted({0, n_layers} | set(groups) | {layer for span in set(spans) for layer in span})
+    group = 0
+    for first, stop in pairwise(cuts):
+        group = groups.get(first, group)
+        active = tuple(s for s, (enter, leave) in enumerate(spans) if enter <= first and stop <= leave)
+        if active:
+            yield Stretch(first, stop, group, active)

@@ -1,0 +1,242 @@
+"""One step on any device: apply the plan to the rows, walk the layers, sample, remember.
+
+Nothing here waits for the device or reads from it: what a step produces leaves as a `Readback`.
+
+Shape letters: T tokens, D model width, N sampling rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from penstock.core.executor import ModelFacts
+from penstock.core.plan import BlockCopy, Chunk, DecodeGroup, Plan
+from penstock.ops.batch import SegmentBatch
+from penstock.ops.sample import logprobs
+from penstock.runtime.layout import Layout, group_runs, stretches
+from penstock.runtime.readback import LogprobsHost, Readback, Samples, Stopwatch
+from penstock.runtime.rows import Known, Rows
+from penstock.runtime.sampling import Draw
+from penstock.runtime.transfer import Ints, fetch, send, send_all
+
+HEAD_POSITIONS = 512  # prompt positions whose logits exist at once: bounds memory at 512 * vocabulary * 4 bytes
+
+
+class Model(Protocol):
+    """What a step needs of a decoder."""
+
+    def embed(self, ids_T: Tensor) -> Tensor: ...
+
+    def run_layers(self, x_TD: Tensor, batch: SegmentBatch, kv: Sequence[Tensor], first: int, stop: int) -> Tensor: ...
+
+    def logits(self, x_ND: Tensor) -> Tensor: ...
+
+
+class Stepper:
+    """Runs plans one after the other; owns the rows and, per row, the residual stream of an unfinished pass."""
+
+    def __init__(self, model: Model, facts: ModelFacts, *, max_rows: int, device: torch.device) -> None:
+        self._model = model
+        self._facts = facts
+        self._device = device
+        self._runs = group_runs(facts.n_layers, facts.states)
+        self._rows = Rows(
+            max_rows=max_rows, states=facts.states, max_model_tokens=facts.max_model_tokens, device=device
+        )
+        self._pools: tuple[Tensor, ...] = ()
+        self._kept: dict[int, tuple[Chunk, Tensor]] = {}
+        self._decoding = _Decoding(self._rows, facts)
+
+    def use_pools(self, pools: tuple[Tensor, ...]) -> None:
+        """The state of each layer; the block index is the second dimension of every pool."""
+        self._pools = pools
+
+    def run(self, plan: Plan, known: Sequence[Known]) -> Readback:
+        """Carry out one plan. known: the ids of each of `plan.starts`."""
+        watch = Stopwatch(self._device)
+        self._apply(plan, known)
+        if plan.is_empty:
+            watch.stop()
+            return Readback(watch=watch)
+        whole = self._layout(plan)
+        x_TD = self._walk(plan, whole, self._enter(plan))
+        self._keep_unfinished(plan, whole, x_TD)
+        prompt_logprobs = self._prompt_logprobs(plan, whole, x_TD)
+        samples = self._sample(plan, whole, x_TD)
+        watch.stop()
+        return Readback(watch=watch, samples=samples, prompt_logprobs=prompt_logprobs)
+
+    def _apply(self, plan: Plan, known: Sequence[Known]) -> None:
+        for row in plan.ends:
+            self._kept.pop(row, None)
+        self._rows.apply(plan, known)
+        for copies in independent_copies(plan.copies):
+            sources = send(np.array([copy.source for copy in copies]), self._device)
+            targets = send(np.array([copy.target for copy in copies]), self._device)
+            for layer in self._facts.states[copies[0].group].layers:
+                pool = self._pools[layer]
+                pool.index_copy_(1, targets, pool.index_select(1, sources))
+        if plan.chunks:
+            placed = np.array([(chunk.row, chunk.start) for chunk in plan.chunks], np.int64)
+            self._rows.place(placed[:, 0], placed[:, 1])
+
+    def _layout(self, plan: Plan) -> Layout:
+        """All segments of the step: decode rows, then chunks."""
+        decoding = self._decoding.layout(plan.decode)
+        if not plan.chunks:
+            return decoding
+        chunks = np.array([(chunk.row, chunk.tokens) for chunk in plan.chunks], np.int64)
+        rows = np.concatenate((decoding.rows_host_S, chunks[:, 0]))
+        return Layout(rows, np.concatenate((decoding.lens_host_S, chunks[:, 1])), self._device)
+
+    def _enter(self, plan: Plan) -> Tensor:
+        """What enters the first stretch of each segment: embeddings, or what an unfinished pass left."""
+        fresh = [chunk for chunk in plan.chunks if chunk.first_layer == 0]
+        lens = [chunk.tokens for chunk in fresh]
+        ids = []
+        if plan.decode.rows:
+            lens.insert(0, plan.decode.tokens)
+            ids.append(self._rows.last_R.index_select(0, self._decoding.layout(plan.decode).rows_S))
+        if fresh:
+            ids.append(send(np.concatenate([self._ids(chunk) for chunk in fresh]), self._device))
+        if len(fresh) == len(plan.chunks):
+            return self._model.embed(torch.cat(ids))
+        parts = iter(torch.split(self._model.embed(torch.cat(ids)), lens) if ids else ())
+        entering = [next(parts)] if plan.decode.rows else []
+        entering += [next(parts) if chunk.first_layer == 0 else self._resume(chunk) for chunk in plan.chunks]
+        return torch.cat(entering)
+
+    def _ids(self, chunk: Chunk) -> Ints:
+        known = self._rows.known(chunk.row)
+        assert chunk.stop <= len(known), f"{chunk} goes beyond the {len(known)} tokens that its row knows"
+        return known[chunk.start : chunk.stop].astype(np.int64)
+
+    def _resume(self, chunk: Chunk) -> Tensor:
+        assert chunk.row in self._kept, f"{chunk} continues a pass that row {chunk.row} has not begun"
+        done, x_TD = self._kept.pop(chunk.row)
+        same = (done.start, done.stop, done.stop_layer) == (chunk.start, chunk.stop, chunk.first_layer)
+        assert same, f"{chunk} does not continue {done}"
+        return x_TD
+
+    def _walk(self, plan: Plan, whole: Layout, x_TD: Tensor) -> Tensor:
+        """Run the layers. The decode rows are one party, each chunk is another; a stretch runs some of them."""
+        n_layers = self._facts.n_layers
+        parties = [slice(0, plan.decode.tokens)] if plan.decode.rows else []
+        spans = [(0, n_layers)] if plan.decode.rows else []
+        for segment, chunk in enumerate(plan.chunks, start=plan.decode.tokens):
+            parties.append(slice(segment, segment + 1))
+            spans.append((chunk.first_layer, self._stop_layer(chunk)))
+        everyone = tuple(range(len(parties)))
+        batches: dict[tuple[int, ...], tuple[tuple[SegmentBatch, ...], Tensor]] = {}
+        batches_of_all: tuple[SegmentBatch, ...] = ()
+        for stretch in stretches(spans, self._runs, n_layers):
+            if stretch.active == everyone:
+                batches_of_all = batches_of_all or whole.batches(self._rows)
+                batch = batches_of_all[stretch.group]
+                x_TD = self._model.run_layers(x_TD, batch, self._pools, stretch.first, stretch.stop)
+                continue
+            if stretch.active not in batches:
+                segments = np.concatenate([np.arange(parties[p].start, parties[p].stop) for p in stretch.active])
+                some = Layout(whole.rows_host_S[segments], whole.lens_host_S[segments], self._device)
+                batches[stretch.active] = some.batches(self._rows), send(whole.tokens_of(segments), self._device)
+            some_batches, at_T = batches[stretch.active]
+            y_TD = self._model.run_layers(
+                x_TD.index_select(0, at_T), some_batches[stretch.group], self._pools, stretch.first, stretch.stop
+            )
+            x_TD.index_copy_(0, at_T, y_TD)
+        return x_TD
+
+    def _stop_layer(self, chunk: Chunk) -> int:
+        return self._facts.n_layers if chunk.stop_layer is None else chunk.stop_layer
+
+    def _keep_unfinished(self, plan: Plan, whole: Layout, x_TD: Tensor) -> None:
+        for segment, chunk in enumerate(plan.chunks, start=plan.decode.tokens):
+            if self._stop_layer(chunk) < self._facts.n_layers:
+                start, stop = whole.q_starts_host[segment : segment + 2]
+                self._kept[chunk.row] = chunk, x_TD[start:stop].clone()  # not a view: that would keep the whole step
+
+    def _prompt_logprobs(self, plan: Plan, whole: Layout, x_TD: Tensor) -> dict[int, tuple[LogprobsHost, ...]]:
+        """For chunks of rows that asked, the log-probability of each following token of the prompt."""
+        found = {}
+        for index, chunk in enumerate(plan.chunks):
+            start = self._rows.start(chunk.row)
+            count = start.sampling.prompt_logprobs
+            if count is None or self._stop_layer(chunk) < self._facts.n_layers:
+                continue
+            following = self._rows.known(chunk.row)[chunk.start + 1 : min(chunk.stop + 1, start.prompt_tokens)]
+            first = whole.q_starts_host[plan.decode.tokens + index]
+            found[index] = tuple(
+                self._following(x_TD[first + at :], following[at : at + HEAD_POSITIONS].astype(np.int64), count)
+                for at in range(0, len(following), HEAD_POSITIONS)
+            )
+        return found
+
+    def _following(self, x_TD: Tensor, ids_host: Ints, count: int) -> LogprobsHost:
+        """Log-probabilities of `ids_host` after the first positions of x_TD."""
+        ids = send(ids_host, self._device)
+        logits = self._model.logits(x_TD[: len(ids_host)])
+        return LogprobsHost.fetched(ids, logprobs(logits, ids, count), (count,) * len(ids_host))
+
+    def _sample(self, plan: Plan, whole: Layout, x_TD: Tensor) -> Samples | None:
+        """Sample for the decode rows and the sampling chunks; what they drew is their next input."""
+        n_decode = plan.decode.tokens
+        segments = np.array([n_decode + index for index in plan.sampling_chunks], np.int64)
+        if not n_decode and not len(segments):
+            return None
+        if not len(segments):
+            draw, x_ND = self._decoding.draw(plan.decode), x_TD[:n_decode]
+            tokens_host_N = self._decoding.layout(plan.decode).lens_host_S
+            positions_N = self._rows.positions_R.index_select(0, draw.members_N) + 1
+        else:
+            segments = np.concatenate((np.arange(n_decode), segments))
+            tokens_host_N = whole.lens_host_S[segments]
+            draw = Draw(whole.rows_host_S[segments], self._rows, self._facts)
+            last_N, tokens_N = send_all((whole.q_starts_host[segments + 1] - 1, tokens_host_N), self._device)
+            x_ND = x_TD.index_select(0, last_N)
+            positions_N = self._rows.positions_R.index_select(0, draw.members_N) + tokens_N
+        ids_N, logprobs_host = draw.draw(self._model.logits(x_ND), positions_N)
+        self._rows.advance(draw.members_host_N, tokens_host_N, draw.members_N, positions_N, ids_N)
+        return Samples(fetch(ids_N.to(torch.int32)), draw.logprobs_at, logprobs_host)
+
+
+class _Decoding:
+    """What the decode group feeds to a step, made anew only when its members change."""
+
+    def __init__(self, rows: Rows, facts: ModelFacts) -> None:
+        self._rows = rows
+        self._facts = facts
+        self._layout_key: tuple[int, tuple[int, ...]] | None = None
+        self._draw_key: tuple[int, int, tuple[int, ...]] | None = None
+
+    def layout(self, group: DecodeGroup) -> Layout:
+        key = group.version, group.rows
+        if self._layout_key != key:
+            rows = np.array(group.rows, np.int64)
+            self._layout, self._layout_key = Layout(rows, np.ones_like(rows), self._rows.device), key
+        return self._layout
+
+    def draw(self, group: DecodeGroup) -> Draw:
+        key = self._rows.generation, group.version, group.rows
+        if self._draw_key != key:
+            members = np.array(group.rows, np.int64)
+            self._draw, self._draw_key = Draw(members, self._rows, self._facts), key
+        return self._draw
+
+
+def independent_copies(copies: Sequence[BlockCopy]) -> Iterator[list[BlockCopy]]:
+    """Runs of copies that may happen at once, in order: one group, and none touches what an earlier one wrote."""
+    run: list[BlockCopy] = []
+    written: set[int] = set()
+    for copy in copies:
+        if run and (copy.group != run[0].group or copy.source in written or copy.target in written):
+            yield run
+            run, written = [], set()
+        run.append(copy)
+        written.add(copy.target)
+    if run:
+        yield run
