@@ -4,24 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 from rich.console import Console
 
 from penstock.core.errors import UserError
 from penstock.core.request import NO_OBJECTIVE, Objective
+from penstock.workload.burstgpt import generate
+from penstock.workload.compare import compare
 from penstock.workload.demo import bursty_demo_trace
+from penstock.workload.html import write_html
 from penstock.workload.measure import summarise
+from penstock.workload.presets import Traffic, preset
 from penstock.workload.progress import replay_with_bar
+from penstock.workload.readers import open_trace
 from penstock.workload.records import ReplayError, read_run
 from penstock.workload.replay import ReplayOptions
-from penstock.workload.report import render, write_run
+from penstock.workload.report import render, render_comparison, write_run
 from penstock.workload.schedule import Pacing
-from penstock.workload.trace import Trace, read_trace
+from penstock.workload.trace import Trace
+from penstock.workload.transform import clip, take
 
 DEMO = "demo"
+MADE = (DEMO, *Traffic)
 API_KEY_VARIABLE = "OPENAI_API_KEY"
 
 Url = Annotated[str, typer.Option("--url", "-u", help="The server, with or without /v1.")]
@@ -33,23 +43,33 @@ ObjectiveText = Annotated[
     ),
 ]
 
+HtmlPath = Annotated[
+    Path | None, typer.Option("--html", help="Write tables and plots to this page (needs penstock[report]).")
+]
+
 
 def replay_command(
-    trace: Annotated[str, typer.Option("--trace", "-t", help=f"A trace file, or `{DEMO}`: a small bursty one.")] = DEMO,
+    trace: Annotated[
+        str, typer.Option("--trace", "-t", help=f"A trace file, or a kind of traffic: {', '.join(MADE)}.")
+    ] = DEMO,
     url: Url = "http://127.0.0.1:8000",
     model: Annotated[str | None, typer.Option(help="Model name to send; without it, the first of /v1/models.")] = None,
     label: Annotated[
         str, typer.Option("--policy-label", "-l", help="Name of this run in reports, as the policy that served it.")
     ] = "",
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Write every record and the summary to this JSON.")
+        Path | None, typer.Option("--out", "-o", help="Write every record and the summary to this JSON file.")
     ] = None,
+    html: HtmlPath = None,
     speed: Annotated[float, typer.Option(help="2 replays twice as fast: gaps and pauses are halved.")] = 1.0,
+    limit: Annotated[int | None, typer.Option(help="Replay only so many requests.")] = None,
     pacing: Annotated[
         Pacing, typer.Option(help="open: each request at its time. sessions: a turn waits for the answer before it.")
     ] = Pacing.OPEN,
     objective: ObjectiveText = "",
-    seed: Annotated[int, typer.Option(help="Seed of the made prompts (and of the demo trace).")] = 0,
+    max_input_tokens: Annotated[int | None, typer.Option(help="Cut prompts down to this.")] = None,
+    max_output_tokens: Annotated[int | None, typer.Option(help="Cut answers down to this.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of made prompts, and of a made trace.")] = 0,
     vocab_stop: Annotated[int, typer.Option(help="Made prompts use token ids from 3 up to this, exclusive.")] = 256,
     request_timeout_s: Annotated[float, typer.Option(help="Give a request up after this many seconds.")] = 600.0,
     max_total_s: Annotated[float, typer.Option(help="End the replay after this many seconds.")] = 3600.0,
@@ -58,12 +78,16 @@ def replay_command(
 ) -> None:
     """Replay a trace against an OpenAI-compatible server and report what the clients saw.
 
-    Exit status: 0 if at least one request was answered, 1 if none was, 2 if the replay could not run. The key for the
-    server, if it needs one, is read from OPENAI_API_KEY.
+    Exit status: 0 if at least one request was answered, 1 if none was, 2 if the replay could not run.
+
+    The key for the server, if it needs one, is read from OPENAI_API_KEY.
     """
     console = Console()
-    try:
+    with one_line_errors():
         fallback = parse_objective(objective)
+        rows = load_trace(trace, seed)
+        rows = take(rows, limit) if limit is not None else rows
+        rows = clip(rows, max_input_tokens=max_input_tokens, max_output_tokens=max_output_tokens)
         options = ReplayOptions(
             url=url,
             model=model,
@@ -78,36 +102,54 @@ def replay_command(
             api_key=os.environ.get(API_KEY_VARIABLE),
         )
         raise_open_files()
-        bar_console = console if show_progress else Console(quiet=True)
-        run = asyncio.run(replay_with_bar(load_trace(trace, seed), options, bar_console))
-    except UserError as error:
-        raise fail(error) from None
-    summary = summarise(run, fallback)
-    console.print(render(run, summary))
-    if out is not None:
-        write_run(out, run, summary)
-        console.print(f"written: {out}")
+        run = asyncio.run(replay_with_bar(rows, options, console if show_progress else Console(quiet=True)))
+        summary = summarise(run, fallback)
+        shown = render(run, summary)
+        console.print(shown)
+        if out is not None:
+            write_run(out, run, summary)
+            console.print(f"written: {out}", highlight=False)
+        if html is not None:
+            write_html(html, [run], [shown], fallback)
+            console.print(f"written: {html}", highlight=False)
     if summary.ok == 0:
         raise typer.Exit(1)
 
 
 def report_command(
-    results: Annotated[list[Path], typer.Argument(help="One result file of `penstock replay`.")],
+    results: Annotated[list[Path], typer.Argument(help="Result files of `penstock replay --out`.")],
     objective: ObjectiveText = "",
+    html: HtmlPath = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON instead of tables.")] = False,
 ) -> None:
-    """Show a result again."""
+    """Show one result again, or compare others with the first, with bootstrap intervals."""
     console = Console()
-    try:
+    with one_line_errors():
         fallback = parse_objective(objective)
         runs = [read_run(path) for path in results]
-    except UserError as error:
-        raise fail(error) from None
-    for run in runs:
-        console.print(render(run, summarise(run, fallback)))
+        summaries = [summarise(run, fallback) for run in runs]
+        comparisons = [compare(runs[0], other, fallback) for other in runs[1:]]
+        if as_json:
+            labels = [run.name for run in runs]
+            document = {"labels": labels, "summaries": summaries, "comparisons": comparisons}
+            print(msgspec.json.encode(document).decode())
+            return
+        tables = [render(run, summary) for run, summary in zip(runs, summaries, strict=True)]
+        tables += [render_comparison(comparison) for comparison in comparisons]
+        for table in tables:
+            console.print(table)
+        if html is not None:
+            write_html(html, runs, tables, fallback)
+            console.print(f"written: {html}", highlight=False)
 
 
 def load_trace(name: str, seed: int) -> Trace:
-    return bursty_demo_trace(seed=seed) if name == DEMO else read_trace(Path(name))
+    """A file of any known format, or traffic made on the spot: `demo` or one of the presets."""
+    if name == DEMO:
+        return bursty_demo_trace(seed=seed)
+    if name in set(Traffic):
+        return generate(preset(name), seed)
+    return open_trace(Path(name))
 
 
 def parse_objective(text: str) -> Objective:
@@ -137,7 +179,11 @@ def raise_open_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def fail(error: UserError) -> typer.Exit:
-    """One line on standard error, exit status 2: what every wrong input gets."""
-    Console(stderr=True).print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
-    return typer.Exit(2)
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """A wrong input is one line on standard error and exit status 2, not a stack trace."""
+    try:
+        yield
+    except UserError as error:
+        Console(stderr=True).print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+        raise typer.Exit(2) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -126,5 +127,6 @@ def _cause(error: Exception) -> str:
     if isinstance(error, TimeoutError):
         return f"nothing within {PROBE_TIMEOUT_S:g} s"
     if isinstance(error, aiohttp.ClientConnectorError):
-        return error.os_error.strerror or str(error)
+        code = error.os_error.errno
+        return os.strerror(code) if code else str(error.os_error)
     return str(error) or type(error).__name__

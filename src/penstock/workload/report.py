@@ -1,4 +1,4 @@
-"""A run's figures on the terminal and as one JSON file."""
+"""Figures on the terminal and as one JSON file: of a run, and of two runs side by side."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from typing import Any
 
 import msgspec
 from rich.console import Group, RenderableType
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from penstock.workload.compare import Comparison, Difference
 from penstock.workload.measure import Spread, Summary
 from penstock.workload.records import Run
 
@@ -108,3 +110,26 @@ def _clients(summary: Summary) -> Table:
         pace = ms(share.mean_pace_s) if share.mean_pace_s is not None else "-"
         table.add_row(share.client or "(none)", str(share.requests), f"{share.kept_frac:.1%}", pace)
     return table
+
+
+def render_comparison(comparison: Comparison) -> RenderableType:
+    """Both runs, the change, and whether it is more than the choice of requests explains."""
+    headings = ("", escape(comparison.name_a), escape(comparison.name_b), "change", "95 % interval of b - a", "")
+    table = Table(*headings)
+    for column in table.columns[1:5]:
+        column.justify = "right"
+    for one in comparison.differences:
+        color = {"better": "green", "worse": "red"}.get(one.verdict, "dim")
+        interval = "-" if one.low is None or one.high is None else f"[{one.low:+.4g}, {one.high:+.4g}]"
+        cells = (_number(one.a), _number(one.b), _change(one), escape(interval), f"[{color}]{one.verdict}[/]")
+        table.add_row(f"{one.name}, {one.unit}", *cells)
+    pairing = "request by request" if comparison.is_paired else "as two samples: they did not replay the same requests"
+    return Group(table, Text(f"compared {pairing}; same: the interval holds 0", style="dim"))
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _change(one: Difference) -> str:
+    return f"{one.b / one.a - 1:+.1%}" if one.a and one.b is not None else "-"

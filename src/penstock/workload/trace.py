@@ -77,12 +77,12 @@ class TraceHeader:
     each transformation since, in order.
     """
 
+    penstock_trace: int = FORMAT_VERSION  # first, so that a file shows in its first bytes what it is
     name: str
     seed: int | None = None
     parameters: dict[str, Any] = field(default_factory=dict)
     block_tokens: int | None = None
     steps: tuple[str, ...] = ()
-    penstock_trace: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
         if self.penstock_trace != FORMAT_VERSION:

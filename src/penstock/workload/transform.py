@@ -15,6 +15,8 @@ from itertools import islice, takewhile
 from penstock.core.request import Objective
 from penstock.workload.trace import Trace, TraceError, TraceRequest
 
+NO_CAP = 1 << 60
+
 
 def step(trace: Trace, text: str, source: Callable[[], Iterator[TraceRequest]]) -> Trace:
     return Trace(replace(trace.header, steps=(*trace.header.steps, text)), source)
@@ -60,27 +62,34 @@ def keep(trace: Trace, is_kept: Callable[[TraceRequest], bool], text: str) -> Tr
     return step(trace, f"keep {text}", lambda: filter(is_kept, trace))
 
 
-def clip(trace: Trace, *, max_input_tokens: int, max_output_tokens: int) -> Trace:
-    """Cut lengths down to what a small model has room for."""
-    if max_input_tokens < 1 or max_output_tokens < 1:
-        raise TraceError(f"cannot clip to {max_input_tokens} + {max_output_tokens} tokens: give 1 or more of each")
+def clip(trace: Trace, *, max_input_tokens: int | None = None, max_output_tokens: int | None = None) -> Trace:
+    """Cut lengths down to what a small model has room for; None leaves them."""
+    if max_input_tokens is None and max_output_tokens is None:
+        return trace
+    most_input, most_output = (NO_CAP if cap is None else cap for cap in (max_input_tokens, max_output_tokens))
+    if most_input < 1 or most_output < 1:
+        raise TraceError(f"cannot clip to {most_input} + {most_output} tokens: give 1 or more of each")
     block_tokens = trace.header.block_tokens or 1
 
     def clipped(request: TraceRequest) -> TraceRequest:
-        input_tokens = min(request.input_tokens, max_input_tokens)
+        input_tokens = min(request.input_tokens, most_input)
         hashes = request.block_hashes[: -(-input_tokens // block_tokens)]
         ids = request.prompt_ids and request.prompt_ids[:input_tokens]
-        output_tokens = min(request.output_tokens, max_output_tokens)
+        output_tokens = min(request.output_tokens, most_output)
         return replace(
             request, input_tokens=input_tokens, output_tokens=output_tokens, block_hashes=hashes, prompt_ids=ids
         )
 
-    return step(trace, f"clip to {max_input_tokens} + {max_output_tokens} tokens", lambda: map(clipped, trace))
+    return step(
+        trace, f"clip to {max_input_tokens} input, {max_output_tokens} output tokens", lambda: map(clipped, trace)
+    )
 
 
 def set_objective(trace: Trace, objective: Objective) -> Trace:
     """Give every request the same limits."""
-    return step(trace, f"{objective}", lambda: (replace(request, objective=objective) for request in trace))
+    names = ("ttft_s", "tpot_s", "deadline_s", "weight")
+    text = ", ".join(f"{name} {value:g}" for name in names if (value := getattr(objective, name)) is not None)
+    return step(trace, f"objective {text}", lambda: (replace(request, objective=objective) for request in trace))
 
 
 def tile(trace: Trace, times: int) -> Trace:
