@@ -40,6 +40,10 @@ class Scheme(Protocol):
         """Start a stream after the given prompt ids."""
         ...
 
+    def token_bytes(self, token_id: int) -> bytes:
+        """What an id contributes to the text, in the middle of it."""
+        ...
+
 
 def make_scheme(backend: tokenizers.Tokenizer) -> Scheme:
     """Choose by the `decoder` part of tokenizer.json."""
@@ -70,6 +74,9 @@ class ByteLevel(dict[int, bytes]):
 
     def joiner(self, prompt_tail: Sequence[int]) -> Joiner:
         return _ByteJoiner(self, prompt_tail)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return self[token_id]
 
     def __missing__(self, token_id: int) -> bytes:
         token = self._backend.id_to_token(token_id) or ""
@@ -155,6 +162,10 @@ class SentencePieces(dict[int, "str | int | None"]):
 
     def joiner(self, prompt_tail: Sequence[int]) -> Joiner:
         return _SentenceJoiner(self, prompt_tail)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        piece = self[token_id]
+        return bytes([piece]) if isinstance(piece, int) else (piece or "").encode()
 
     def __missing__(self, token_id: int) -> str | int | None:
         token = self._backend.id_to_token(token_id)
@@ -255,6 +266,9 @@ class Window:
 
     def joiner(self, prompt_tail: Sequence[int]) -> Joiner:
         return _WindowJoiner(self._backend, prompt_tail)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return self._backend.decode([token_id], skip_special_tokens=False).encode()
 
 
 class _WindowJoiner:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -65,6 +66,11 @@ class Tokenizer:
         """Ids are below this number; a model's own vocabulary may be padded beyond it."""
         return self._vocab_size
 
+    @functools.cached_property
+    def longest_token_chars(self) -> int:
+        """No token stands for more characters than this."""
+        return max(map(len, self._backend.get_vocab(with_added_tokens=True)), default=1)
+
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
         return self.special.eos_ids
@@ -91,6 +97,10 @@ class Tokenizer:
     def id_to_token(self, token_id: int) -> str | None:
         """The vocabulary's own spelling of an id (a space may be a `Ġ` there), None where it has none."""
         return self._backend.id_to_token(token_id)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What an id contributes to a text; part of a character for some."""
+        return self.scheme.token_bytes(token_id)
 
     def token_to_id(self, token: str) -> int | None:
         return self._backend.token_to_id(token)

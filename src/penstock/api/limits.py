@@ -1,0 +1,72 @@
+"""What a request may weigh before anybody looks at what it says."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from penstock.api.errors import HeadersTooLarge, TooLarge, TooSlow, WrongEncoding
+from penstock.api.http import Call, ClientGone, Header
+from penstock.core.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """body_bytes: of one request. prompts: in one call; in_flight: how many of these the engine gets at a time.
+
+    body_idle_s: longest pause between two parts of a body. inline_chars: shorter texts are tokenized on the event
+    loop: 1000 characters take about 0.3 ms there, and the way to a thread and back a tenth of that, but a thread
+    that encodes takes the interpreter lock from the loop at both ends; much longer ones would hold up every stream.
+    """
+
+    body_bytes: int = 32 << 20
+    header_bytes: int = 32 << 10
+    headers: int = 100
+    prompts: int = 1024
+    in_flight: int = 64
+    messages: int = 4096
+    body_idle_s: float = 10.0
+    inline_chars: int = 1000
+
+    def __post_init__(self) -> None:
+        for name in ("body_bytes", "header_bytes", "headers", "prompts", "in_flight", "messages", "body_idle_s"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"the limit {name} is {getattr(self, name)}: give a positive number")
+
+
+def check_headers(headers: Iterable[Header], limits: Limits) -> None:
+    """Raise HeadersTooLarge for more than the limits have."""
+    sizes = [len(name) + len(value) for name, value in headers]
+    if len(sizes) > limits.headers or sum(sizes) > limits.header_bytes:
+        raise HeadersTooLarge(
+            f"the request has {len(sizes)} headers of {sum(sizes)} bytes; "
+            f"at most {limits.headers} of {limits.header_bytes} bytes are taken"
+        )
+
+
+async def read_body(call: Call, limits: Limits) -> bytes:
+    """The whole body, counted while it comes. Raises TooLarge, TooSlow, WrongEncoding or ClientGone."""
+    if call.headers.get("content-encoding", "identity") != "identity":
+        raise WrongEncoding("compressed bodies are not taken: send it without Content-Encoding")
+    announced = call.headers.get("content-length", "")
+    if announced.isdecimal() and len(announced) < 20 and int(announced) > limits.body_bytes:
+        raise _too_large(limits)
+    body = bytearray()
+    while True:
+        try:
+            async with asyncio.timeout(limits.body_idle_s):
+                message = await call.receive()
+        except TimeoutError:
+            raise TooSlow(f"no part of the body came for {limits.body_idle_s:g} s") from None
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        body += message.get("body", b"")
+        if len(body) > limits.body_bytes:
+            raise _too_large(limits)
+        if not message.get("more_body", False):
+            return bytes(body)
+
+
+def _too_large(limits: Limits) -> TooLarge:
+    return TooLarge(f"the body is larger than {limits.body_bytes} bytes")
