@@ -1,6 +1,6 @@
 """Rotary position embedding."""
 
 from penstock.ops.op import Op
-from penstock.ops.rope import reference
+from penstock.ops.rope import cpu, reference
 
-rope = Op("rope", reference.rope)
+rope = Op("rope", reference.rope, cpu=cpu.rope)

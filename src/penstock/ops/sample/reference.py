@@ -52,33 +52,46 @@ def sample(
     """
     greedy_N = logits_NV.argmax(dim=-1)
     is_greedy_N = temperature_N <= 0
-    heat_N1 = torch.where(is_greedy_N, 1.0, temperature_N).unsqueeze(1)
-    # relative to the likeliest token: exp cannot overflow however low the temperature
-    odds_NV = ((logits_NV - logits_NV.amax(dim=-1, keepdim=True)) / heat_N1).exp()
-    weights_NV = (odds_NV * 2.0**WEIGHT_BITS).to(torch.int64)
+    odds_NV = odds(logits_NV, torch.where(is_greedy_N, 1.0, temperature_N))
+    weights_NV = weigh(odds_NV)
     if top_k_N is not None or top_p_N is not None:
         weights_NV = _keep_top(weights_NV, logits_NV, top_k_N, top_p_N)
     if min_p_N is not None:
         weights_NV = torch.where(odds_NV >= min_p_N.unsqueeze(1), weights_NV, 0)
+    return torch.where(is_greedy_N, greedy_N, draw(weights_NV, seed_N, index_N))
+
+
+def odds(logits_NV: Tensor, heat_N: Tensor) -> Tensor:
+    """Probabilities relative to the likeliest token: exp cannot overflow, however low the temperature."""
+    return ((logits_NV - logits_NV.amax(dim=-1, keepdim=True)) / heat_N.unsqueeze(1)).exp()
+
+
+def weigh(odds_NV: Tensor) -> Tensor:
+    """As integers, whose sums are exact."""
+    return (odds_NV * 2.0**WEIGHT_BITS).to(torch.int64)
+
+
+def draw(weights_NV: Tensor, seed_N: Tensor, index_N: Tensor) -> Tensor:
+    """One token per row, with a probability in proportion to its weight."""
     mass_NV = weights_NV.cumsum(dim=-1)
     total_N1 = mass_NV[:, -1:]
     target_N1 = (uniform(seed_N, index_N).unsqueeze(1) * total_N1).to(torch.int64).minimum(total_N1 - 1)
     drawn_N = torch.searchsorted(mass_NV, target_N1, right=True).squeeze(1)
-    return torch.where(is_greedy_N, greedy_N, drawn_N)
+    return drawn_N.clamp(max=weights_NV.shape[1] - 1)  # a row of nan has no mass; its neighbours must not crash for it
 
 
 def _keep_top(weights_NV: Tensor, logits_NV: Tensor, top_k_N: Tensor | None, top_p_N: Tensor | None) -> Tensor:
     """Zero the weights that top-k and top-p drop."""
     order_NV = logits_NV.argsort(dim=-1, descending=True, stable=True)
     sorted_NV = weights_NV.gather(1, order_NV)
+    place_V = torch.arange(weights_NV.shape[1], device=weights_NV.device)
     if top_k_N is not None:
-        place_V = torch.arange(weights_NV.shape[1], device=weights_NV.device)
         is_kept_NV = (place_V < top_k_N.unsqueeze(1)) | (top_k_N.unsqueeze(1) <= 0)
         sorted_NV = torch.where(is_kept_NV, sorted_NV, 0)
     if top_p_N is not None:
         mass_NV = sorted_NV.cumsum(dim=-1)
         before_NV = mass_NV - sorted_NV
-        is_kept_NV = before_NV < top_p_N.unsqueeze(1).double() * mass_NV[:, -1:]
+        is_kept_NV = (before_NV < top_p_N.unsqueeze(1).double() * mass_NV[:, -1:]) | (place_V == 0)
         sorted_NV = torch.where(is_kept_NV, sorted_NV, 0)
     return torch.zeros_like(weights_NV).scatter_(1, order_NV, sorted_NV)
 

@@ -1,0 +1,51 @@
+"""Every op, found by walking the folder: each implementation answers as its reference."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from penstock.ops.check import all_ops, cases_of, check_kernel
+from penstock.ops.op import Op
+
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+ROWS = [
+    (name, implementation, device)
+    for name, op in all_ops().items()
+    for implementation in op.implementations
+    for device in DEVICES
+    if implementation == device
+]
+
+
+@pytest.mark.parametrize(("name", "implementation", "device"), ROWS)
+def test_every_implementation_answers_as_the_reference(name, implementation, device):
+    check_kernel(name, all_ops()[name].implementations[implementation], device)
+
+
+@pytest.mark.parametrize("name", all_ops())
+def test_every_op_has_cases_a_reference_and_a_docstring(name):
+    op = all_ops()[name]
+    assert list(cases_of(name, "cpu"))
+    assert next(iter(op.implementations)) == "reference"
+    assert "Args:" in (op.__doc__ or "")
+
+
+def test_the_check_sees_a_wrong_kernel():
+    def off_by_a_little(gate_up):
+        return all_ops()["gated_silu"](gate_up) + 1e-4
+
+    with pytest.raises(AssertionError, match="gated_silu, 1x1"):
+        check_kernel("gated_silu", off_by_a_little)
+
+
+def test_the_check_sees_a_kernel_that_forgets_to_write():
+    with pytest.raises(AssertionError, match="write_kv, 1 tokens"):
+        check_kernel("write_kv", lambda k, v, kv, slots: None)
+
+
+def test_the_device_of_the_first_argument_chooses():
+    op = Op("twice", lambda x: (x * 2, "reference"), cpu=lambda x: (x * 2, "cpu"))
+    assert op(torch.ones(1))[1] == "cpu"
+    assert op(torch.ones(1, device="meta"))[1] == "reference"
+    assert op.on(torch.device("cuda:1")) == "reference"
