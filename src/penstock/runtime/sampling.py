@@ -35,11 +35,13 @@ class Draw:
         ints = rows.ints.dev.index_select(0, self.members_N).t().contiguous()
         self._temperature_N, self._seed_N = reals[Real.TEMPERATURE], ints[Int.SEED]
         self._prompt_tokens_N = ints[Int.PROMPT_TOKENS]
-        # the host knows which filters no row uses: those do not run
-        self._is_greedy = not rows.reals.host[members, Real.TEMPERATURE].any()
-        self._top_k_N = ints[Int.TOP_K] if rows.ints.host[members, Int.TOP_K].any() else None
-        self._top_p_N = reals[Real.TOP_P] if (rows.reals.host[members, Real.TOP_P] < 1).any() else None
-        self._min_p_N = reals[Real.MIN_P] if rows.reals.host[members, Real.MIN_P].any() else None
+        # the host knows which filters no drawing row uses: those do not run
+        heat = rows.reals.host[members, Real.TEMPERATURE]
+        reals_host, ints_host = rows.reals.host[members[heat > 0]], rows.ints.host[members[heat > 0]]
+        self._is_greedy = not len(reals_host)
+        self._top_k_N = ints[Int.TOP_K] if ints_host[:, Int.TOP_K].any() else None
+        self._top_p_N = reals[Real.TOP_P] if (reals_host[:, Real.TOP_P] < 1).any() else None
+        self._min_p_N = reals[Real.MIN_P] if reals_host[:, Real.MIN_P].any() else None
         self._gather_blocked(rows, facts)
         asked = rows.ints.host[members, Int.LOGPROBS]
         at_L = np.flatnonzero(asked)

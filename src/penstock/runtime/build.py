@@ -1,0 +1,174 @@
+"""From a model directory to an executor that is ready: the parts, joined in one place, each phase timed.
+
+Torch is imported inside, so that its import is a phase that a user sees, and importing this module costs nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from array import array
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from penstock.core.errors import ConfigError
+from penstock.core.plan import Chunk, DecodeGroup, Plan, RowStart
+from penstock.core.request import SamplingParams
+from penstock.runtime.memory_plan import MemoryPlan, default_kv_bytes, free_ram_bytes, plan_memory
+
+if TYPE_CHECKING:
+    import torch
+
+    from penstock.core.executor import Executor, ModelFacts
+    from penstock.models.decoder import Decoder
+    from penstock.runtime.executor import NewPool, TorchExecutor
+
+CACHE_LINE_BYTES = 64
+OnPhase = Callable[[str, float], None]  # (what was done, seconds)
+OnMemory = Callable[[MemoryPlan], None]
+
+
+def _ignore(*_: object) -> None:
+    """Nobody asked to be told."""
+
+
+def build_executor(
+    model_dir: str | Path,
+    *,
+    dtype: str = "auto",
+    device: str = "cpu",
+    kv_memory_bytes: int | None = None,
+    max_rows: int = 64,
+    block_tokens: int = 16,
+    load_format: str = "auto",
+    max_model_tokens: int | None = None,
+    torch_threads: int | None = None,
+    on_phase: OnPhase = _ignore,
+    on_memory: OnMemory = _ignore,
+) -> TorchExecutor:
+    """Load a model and make it ready to run plans.
+
+    Args:
+        kv_memory_bytes: None takes a share of what is free.
+        max_model_tokens: a limit below that of the model.
+        torch_threads: threads of one operation on a CPU; None leaves torch's choice.
+        on_phase: told what was done and how long it took. on_memory: told the plan before the pool is allocated.
+    Raises: ModelError for the directory; ConfigError for options that do not fit the model or the memory.
+    """
+    with _phase("import torch", on_phase):
+        import torch
+
+        from penstock.models.weights import load_model, read_model_spec
+        from penstock.runtime.executor import TorchExecutor
+    if torch_threads is not None:
+        torch.set_num_threads(torch_threads)
+    where = _device(device)
+    with _phase("read config", on_phase):
+        spec = read_model_spec(model_dir)
+        _check_options(max_rows, block_tokens, max_model_tokens, spec.max_position_tokens)
+    with _phase("load weights", on_phase):
+        decoder = load_model(model_dir, dtype=dtype, device=where, load_format=load_format)
+    facts = decoder.facts(Path(model_dir).resolve().name, block_tokens)
+    if max_model_tokens is not None:
+        facts = replace(facts, max_model_tokens=max_model_tokens)
+    memory = _plan_memory(facts, where, kv_memory_bytes, max_rows)
+    on_memory(memory)
+    executor = TorchExecutor(decoder, facts, new_pool=_pools_of(decoder, block_tokens), max_rows=max_rows, device=where)
+    with _phase("allocate KV", on_phase):
+        executor.allocate(memory.n_blocks)
+    with _phase("warm up", on_phase):
+        warm_up(executor)
+    return executor
+
+
+def warm_up(executor: Executor) -> None:
+    """A prompt of two tokens and one decode step: whatever is slow only once happens now. Writes into block 0."""
+    start = RowStart(
+        row=0,
+        tokens=array("i", (0, 0)),
+        prompt_tokens=2,
+        computed_tokens=0,
+        blocks=((0,),) * len(executor.facts.states),
+        sampling=SamplingParams(top_p=0.9),
+        seed=0,
+    )
+    plans = (
+        Plan(starts=(start,), chunks=(Chunk(row=0, start=0, stop=2),), sampling_chunks=(0,)),
+        Plan(decode=DecodeGroup((0,))),
+        Plan(ends=(0,)),
+    )
+    for ticket in [executor.submit(plan) for plan in plans]:
+        executor.collect(ticket)
+
+
+@contextmanager
+def _phase(name: str, on_phase: OnPhase) -> Iterator[None]:
+    start_s = time.perf_counter()
+    yield
+    on_phase(name, time.perf_counter() - start_s)
+
+
+def _device(name: str) -> torch.device:
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch built without it says so with an assertion
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"device {name!r} is not usable here ({reason}); use cpu") from None
+    return device
+
+
+def _check_options(max_rows: int, block_tokens: int, max_model_tokens: int | None, model_tokens: int) -> None:
+    for name, value in (("max_rows", max_rows), ("block_tokens", block_tokens)):
+        if value < 1:
+            raise ConfigError(f"{name} is {value}: give a positive number")
+    if max_model_tokens is not None and not 2 <= max_model_tokens <= model_tokens:
+        raise ConfigError(f"max_model_tokens is {max_model_tokens}: give 2 to {model_tokens}, the model's context")
+
+
+def _plan_memory(facts: ModelFacts, device: torch.device, kv_bytes: int | None, max_rows: int) -> MemoryPlan:
+    import torch
+
+    if device.type == "cpu":
+        free_bytes = free_ram_bytes()
+        if free_bytes is None:  # a system that does not say what is available: what is installed bounds it
+            free_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    else:
+        free_bytes = torch.cuda.mem_get_info(device)[0]
+    default_bytes = default_kv_bytes(free_bytes, is_cpu=device.type == "cpu")
+    return plan_memory(
+        facts, free_bytes=free_bytes, default_kv_bytes=default_bytes, kv_bytes=kv_bytes, max_rows=max_rows
+    )
+
+
+def _pools_of(decoder: Decoder, block_tokens: int) -> NewPool:
+    """Zeros, not uninitialized memory: a kernel may read padding and multiply it by zero."""
+    import torch
+
+    def new_pool(layer: int, n_blocks: int) -> torch.Tensor:
+        attention = decoder.spec.layers[layer].attention
+        shape = 2, n_blocks, block_tokens, attention.kv_heads, attention.head_dim
+        if decoder.device.type == "cpu":
+            return _zeros_on_demand(shape, decoder.dtype)
+        return torch.zeros(shape, dtype=decoder.dtype, device=decoder.device)
+
+    return new_pool
+
+
+def _zeros_on_demand(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """Zeros whose pages the system hands out when they are first written; torch would write 4 GiB of them here."""
+    import numpy as np
+    import torch
+
+    n_bytes = math.prod(shape) * dtype.itemsize
+    raw = np.zeros(n_bytes + CACHE_LINE_BYTES, np.uint8)
+    skip_bytes = -raw.ctypes.data % CACHE_LINE_BYTES
+    return torch.from_numpy(raw[skip_bytes : skip_bytes + n_bytes]).view(dtype).view(shape)

@@ -1,0 +1,143 @@
+"""How much state fits: from bytes to blocks, said in words before anything is allocated. No torch here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from penstock.core.errors import ConfigError
+from penstock.core.executor import ModelFacts, StateKind
+
+KIB, MIB, GIB = 2**10, 2**20, 2**30
+UNIT_BYTES = {"": 1, "b": 1} | {
+    f"{letter}{suffix}": base**power
+    for power, letter in enumerate("kmgt", start=1)
+    for suffix, base in (("", 1000), ("b", 1000), ("i", 1024), ("ib", 1024))
+}
+SHORTEST_USEFUL_TOKENS = 256  # a short question and a short answer; less memory than that serves nobody
+SHOWN_TOKENS = 2048
+CPU_MOST_BYTES = 4 * GIB
+CPU_FRAC = 0.25  # a laptop has other things to hold
+DEVICE_FRAC = 0.85  # the rest is for activations and logits
+
+
+def parse_bytes(text: str | int) -> int:
+    """Bytes from "4GiB", "512MiB", "2G", "1.5 GB" or a plain number. G is 10^9, Gi and GiB are 2^30; case is free.
+
+    Raises ConfigError for anything else.
+    """
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)", str(text).strip().lower())
+    if match is None or match[2] not in UNIT_BYTES:
+        raise ConfigError(f"{text!r} is no amount of memory: write a number and a unit, such as 4GiB, 512MiB or 2G")
+    return int(float(match[1]) * UNIT_BYTES[match[2]]) if "." in match[1] else int(match[1]) * UNIT_BYTES[match[2]]
+
+
+def show_bytes(n_bytes: int) -> str:
+    """With the unit that leaves the number between 1 and 1024."""
+    for unit_bytes, name in ((GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):
+        if n_bytes >= unit_bytes:
+            return f"{n_bytes / unit_bytes:.2f} {name}"
+    return f"{n_bytes} B"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryPlan:
+    """Blocks of the KV pool and what they are good for. block_bytes: of one block over all layers."""
+
+    weight_bytes: int
+    block_bytes: int
+    block_tokens: int
+    n_blocks: tuple[int, ...]
+    max_model_tokens: int
+    max_rows: int
+
+    @property
+    def kv_bytes(self) -> int:
+        return self.n_blocks[0] * self.block_bytes
+
+    @property
+    def longest_tokens(self) -> int:
+        """Prompt and outputs of the longest sequence that can run."""
+        return min(self.max_model_tokens, self.n_blocks[0] * self.block_tokens)
+
+    @property
+    def longest_prompt_tokens(self) -> int:
+        """One place is left for an output."""
+        return self.longest_tokens - 1
+
+    def concurrency(self, tokens: int) -> int:
+        """How many sequences of `tokens` tokens run at once."""
+        return min(self.max_rows, self.n_blocks[0] // -(-tokens // self.block_tokens))
+
+    def describe(self) -> tuple[str, ...]:
+        """Lines for a person."""
+        shown_tokens = min(SHOWN_TOKENS, self.longest_tokens)
+        limit = "the model's context" if self.longest_tokens == self.max_model_tokens else "the KV pool"
+        return (
+            f"weights: {show_bytes(self.weight_bytes)}",
+            f"KV pool: {show_bytes(self.kv_bytes)}, {self.n_blocks[0]} blocks of {self.block_tokens} tokens",
+            f"longest prompt: {self.longest_prompt_tokens} tokens (limited by {limit})",
+            f"at once: {self.concurrency(shown_tokens)} sequences of {shown_tokens} tokens (at most {self.max_rows})",
+        )
+
+
+def plan_memory(
+    facts: ModelFacts, *, free_bytes: int, default_kv_bytes: int, kv_bytes: int | None, max_rows: int
+) -> MemoryPlan:
+    """Divide KV memory into blocks. kv_bytes None: the default.
+
+    Raises ConfigError if more is asked than is free, or if not even one short sequence fits.
+    """
+    assert all(spec.kind is StateKind.PAGED for spec in facts.states), "only paged groups grow alike"
+    block_tokens = facts.states[0].block_tokens
+    assert all(spec.block_tokens == block_tokens for spec in facts.states)
+    asked_bytes = default_kv_bytes if kv_bytes is None else kv_bytes
+    if asked_bytes > free_bytes:
+        raise ConfigError(
+            f"{show_bytes(asked_bytes)} of KV memory do not fit: {show_bytes(free_bytes)} are free beside the weights "
+            f"({show_bytes(facts.weight_bytes)}); ask for less"
+        )
+    block_bytes = sum(spec.block_bytes for spec in facts.states)
+    n_blocks = asked_bytes // block_bytes
+    shortest_tokens = min(SHORTEST_USEFUL_TOKENS, facts.max_model_tokens)
+    least_blocks = -(-shortest_tokens // block_tokens)
+    if n_blocks < least_blocks:
+        raise ConfigError(
+            f"{show_bytes(asked_bytes)} of KV memory hold {n_blocks * block_tokens} tokens of {facts.name}, less than "
+            f"one sequence of {shortest_tokens}; give at least {show_bytes(least_blocks * block_bytes)}"
+        )
+    return MemoryPlan(
+        weight_bytes=facts.weight_bytes,
+        block_bytes=block_bytes,
+        block_tokens=block_tokens,
+        n_blocks=(n_blocks,) * len(facts.states),
+        max_model_tokens=facts.max_model_tokens,
+        max_rows=max_rows,
+    )
+
+
+def default_kv_bytes(free_bytes: int, *, is_cpu: bool) -> int:
+    """What to take when nobody said."""
+    return min(CPU_MOST_BYTES, int(CPU_FRAC * free_bytes)) if is_cpu else int(DEVICE_FRAC * free_bytes)
+
+
+def free_ram_bytes(root: Path = Path("/")) -> int | None:
+    """RAM that a new process could take, within the limit of a container; None where the system does not say."""
+    try:
+        lines = (root / "proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    available = [int(line.split()[1]) * KIB for line in lines if line.startswith("MemAvailable:")]
+    return min((*available, *_container_bytes(root)), default=None)
+
+
+def _container_bytes(root: Path) -> Iterable[int]:
+    """What a control group of version 2 leaves, if there is one."""
+    group = root / "sys/fs/cgroup"
+    try:
+        limit, used = ((group / name).read_text(encoding="ascii").strip() for name in ("memory.max", "memory.current"))
+    except OSError:
+        return ()
+    return () if limit == "max" else (max(0, int(limit) - int(used)),)
