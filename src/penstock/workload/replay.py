@@ -108,7 +108,9 @@ async def find_model(http: aiohttp.ClientSession, url: str, wanted: str | None) 
     try:
         async with http.get(f"{url}/v1/models", timeout=aiohttp.ClientTimeout(total=PROBE_TIMEOUT_S)) as response:
             status, body = response.status, await response.read()
-    except (aiohttp.ClientError, OSError, ValueError) as error:  # ValueError: not a URL
+    except aiohttp.InvalidURL as error:
+        raise ReplayError(f"{url!r} is not the address of a server: give one like http://127.0.0.1:8000") from error
+    except (aiohttp.ClientError, OSError) as error:
         raise ReplayError(
             f"no server answers at {url} ({_cause(error)}). Start one with `penstock serve`, or correct --url."
         ) from error

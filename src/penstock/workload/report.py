@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
@@ -114,17 +115,19 @@ def _clients(summary: Summary) -> Table:
 
 def render_comparison(comparison: Comparison) -> RenderableType:
     """Both runs, the change, and whether it is more than the choice of requests explains."""
-    headings = ("", escape(comparison.name_a), escape(comparison.name_b), "change", "95 % interval of b - a", "")
-    table = Table(*headings)
+    headings = ("", escape(comparison.name_a), escape(comparison.name_b), "change", "95 % interval", "")
+    table = Table(*headings, box=SIMPLE_HEAD)
+    for column in table.columns:
+        column.no_wrap = True
     for column in table.columns[1:5]:
         column.justify = "right"
     for one in comparison.differences:
         color = {"better": "green", "worse": "red"}.get(one.verdict, "dim")
-        interval = "-" if one.low is None or one.high is None else f"[{one.low:+.4g}, {one.high:+.4g}]"
+        interval = "-" if one.low is None or one.high is None else f"[{one.low:+.3g}, {one.high:+.3g}]"
         cells = (_number(one.a), _number(one.b), _change(one), escape(interval), f"[{color}]{one.verdict}[/]")
         table.add_row(f"{one.name}, {one.unit}", *cells)
     pairing = "request by request" if comparison.is_paired else "as two samples: they did not replay the same requests"
-    return Group(table, Text(f"compared {pairing}; same: the interval holds 0", style="dim"))
+    return Group(table, Text(f"compared {pairing}; the interval is of the difference; same: it holds 0", style="dim"))
 
 
 def _number(value: float | None) -> str:

@@ -1,0 +1,169 @@
+"""The commands as a user runs them, against a server in a thread."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+
+import msgspec
+import pytest
+import typer
+from fake_completions_server import FakeServer, serving
+from typer.testing import CliRunner
+
+from penstock.workload.commands import parse_objective, replay_command, report_command
+from penstock.workload.demo import bursty_demo_trace
+from penstock.workload.readers import open_trace
+from penstock.workload.records import ReplayError, read_run
+from penstock.workload.trace_commands import trace_app
+
+app = typer.Typer()
+app.command("replay")(replay_command)
+app.command("report")(report_command)
+app.add_typer(trace_app, name="trace")
+AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n" + "".join(
+    f"2023-11-16 18:15:{second:02d}.5000000,{100 + second},{second + 1}\n" for second in range(40)
+)
+
+
+def penstock(*arguments: object):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "120"})
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    """The URL of a well-behaved server that runs until the test is over."""
+    started: asyncio.Queue[str] = asyncio.Queue()
+    ready, loop, over = threading.Event(), asyncio.new_event_loop(), asyncio.Event()
+
+    async def main() -> None:
+        async with serving(FakeServer()) as url:
+            started.put_nowait(url)
+            ready.set()
+            await over.wait()
+
+    thread = threading.Thread(target=lambda: loop.run_until_complete(main()))
+    thread.start()
+    ready.wait()
+    yield started.get_nowait()
+    loop.call_soon_threadsafe(over.set)
+    thread.join()
+    loop.close()
+
+
+@pytest.fixture
+def azure(tmp_path):
+    path = tmp_path / "azure.csv"
+    path.write_text(AZURE)
+    return path
+
+
+def test_a_replay_is_shown_written_and_compared(tmp_path, server, azure):
+    files = []
+    for label in ("one", "two"):
+        files.append(tmp_path / f"{label}.json")
+        ran = penstock(
+            "replay", "--trace", azure, "--url", server, "--policy-label", label, "--out", files[-1], "--limit", 9,
+            "--speed", 1000, "--objective", "ttft=9", "--html", tmp_path / "page.html", "--no-progress",
+        )  # fmt: skip
+        assert ran.exit_code == 0, ran.output
+        assert "9 requests" in ran.output
+        assert "attainment, share of all requests" in ran.output
+    assert [record.output_tokens for record in read_run(files[0]).records] == list(range(1, 10))
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("<svg") == 2
+    assert "http://" not in page.replace("http://www.w3.org", "").replace(server, "").replace(
+        "http://purl.org", ""
+    ).replace("http://creativecommons.org", "")  # nothing is loaded from elsewhere
+
+    shown = penstock("report", *files)
+    assert shown.exit_code == 0, shown.output
+    assert "compared request by request" in shown.output
+
+    figures = msgspec.json.decode(penstock("report", *files, "--json", "--objective", "ttft=9").output)
+    assert figures["labels"] == ["one", "two"]
+    assert figures["summaries"][0]["attainment_frac"] == 1.0
+    assert len(figures["comparisons"][0]["differences"]) == 12
+
+
+def test_the_bar_of_a_running_replay_does_not_get_into_its_result(server, azure, tmp_path):
+    out = tmp_path / "r.json"
+    ran = penstock("replay", "-t", azure, "-u", server, "-o", out, "--speed", 1000)
+    assert ran.exit_code == 0, ran.output
+    assert len(read_run(out).records) == 40
+
+
+def test_a_replay_without_a_server_is_one_line_and_status_2(azure):
+    ran = penstock("replay", "--trace", azure, "--url", "http://127.0.0.1:9")
+    assert ran.exit_code == 2
+    assert "error: no server answers at http://127.0.0.1:9 (Connection refused)" in ran.stderr
+    assert ran.stdout.strip() == ""
+    assert "Traceback" not in ran.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("replay", "--trace", "none.csv"),
+        ("replay", "--url", "nonsense"),
+        ("replay", "--objective", "ttft:1"),
+        ("replay", "--objective", "ttft=-1"),
+        ("report", "none.json"),
+        ("trace", "show", "none.csv"),
+        ("trace", "generate", "--out", "t.jsonl", "--rate-per-s", "0"),
+        ("trace", "generate", "--out", "t.jsonl", "--parameters", "none.json"),
+        ("trace", "generate", "--out", "no/such/folder/t.jsonl"),
+        ("trace", "show", "demo", "--format", "sharegpt"),
+    ],
+)
+def test_a_wrong_argument_is_one_line_and_status_2(arguments, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    ran = penstock(*arguments)
+    assert ran.exit_code == 2
+    assert ran.stderr.startswith("error: ")
+    assert ran.stderr.count("\n") == 1
+
+
+def test_traces_are_generated_shown_fitted_and_generated_again(tmp_path):
+    first, fitted, second = tmp_path / "a.jsonl", tmp_path / "fit.json", tmp_path / "b.jsonl"
+    assert penstock("trace", "generate", "--out", first, "--kind", "ragged", "--rate-per-s", 2).exit_code == 0
+    shown = penstock("trace", "show", first)
+    assert "mean rate" in shown.output
+    found = penstock("trace", "fit", first, "--out", fitted)
+    assert "KS distance, gaps to Poisson" in found.output
+    made = penstock("trace", "generate", "--out", second, "--parameters", fitted, "--seed", 5)
+    assert made.exit_code == 0, made.output
+    assert open_trace(second).header.name == "like ragged"
+
+
+def test_convert_changes_what_it_is_told(tmp_path, azure):
+    out = tmp_path / "t.jsonl"
+    ran = penstock(
+        "trace", "convert", azure, "--out", out, "--start-s", 10, "--stop-s", 20, "--tiles", 2, "--rate-factor", 2,
+        "--limit", 15, "--max-input-tokens", 112, "--max-output-tokens", 13, "--objective", "ttft=1,tpot=0.1",
+    )  # fmt: skip
+    assert ran.exit_code == 0, ran.output
+    rows = list(open_trace(out))
+    assert [request.arrival_s for request in rows] == [place / 2 for place in range(15)]
+    assert max(request.input_tokens for request in rows) == 112
+    assert max(request.output_tokens for request in rows) == 13
+    assert {request.objective.tpot_s for request in rows} == {0.1}
+
+
+def test_the_objective_option_reads_any_of_the_limits():
+    limits = parse_objective("ttft=1, deadline=20")
+    assert (limits.ttft_s, limits.tpot_s, limits.deadline_s) == (1.0, None, 20.0)
+    with pytest.raises(ReplayError, match="'itl=1' is not a limit"):
+        parse_objective("itl=1")
+
+
+def test_the_demo_trace_fits_a_tiny_model_and_lasts_about_twelve_seconds():
+    for seed in range(5):
+        rows = list(bursty_demo_trace(200, seed))
+        assert len(rows) == 200
+        assert 8 < rows[-1].arrival_s < 18
+        assert all(16 <= request.input_tokens <= 200 and 8 <= request.output_tokens <= 48 for request in rows)
+        assert {(request.objective.ttft_s, request.objective.tpot_s) for request in rows} == {(1.0, 0.1)}
+    assert list(bursty_demo_trace(50, 1)) == list(bursty_demo_trace(50, 1))
+    assert list(bursty_demo_trace(0)) == []
