@@ -1,0 +1,253 @@
+"""The command line. Every command imports what it needs when it runs, so that `penstock --help` is instant."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from penstock.core.errors import ConfigError, PenstockError
+
+BEGAN_S = time.monotonic()
+app = typer.Typer(
+    name="penstock",
+    help="An inference system for streaming generative models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Model = Annotated[str, typer.Argument(help="A Hugging Face directory, or the name of a bundled model.")]
+Dtype = Annotated[str, typer.Option(help="auto (the checkpoint's), float32, bfloat16 or float16.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+KvMemory = Annotated[str | None, typer.Option("--kv-memory", help="Size of the KV pool, as 4GiB. [default: a share]")]
+MaxRunning = Annotated[int, typer.Option(help="Most sequences at a time.")]
+MaxModelTokens = Annotated[int | None, typer.Option(help="A shorter context than the model's.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads of the engine. [default: all cores]")]
+Policy = Annotated[str, typer.Option("--policy", help="A preset of policies; see `penstock policies`.")]
+SlotName = Annotated[str | None, typer.Option(help="Replace this slot's policy.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SLOT.OPTION=VALUE", help="Set an option of a policy; may be repeated."),
+]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="A TOML file with the same options.")]
+SLOTS = ("order", "admit", "batch", "preempt", "retain", "predict")
+
+
+def main() -> None:
+    """Entry point: an error of ours is one line on standard error, never a stack trace."""
+    try:
+        app(standalone_mode=True)
+    except PenstockError as error:
+        print(f"penstock: {error}", file=sys.stderr)
+        sys.exit(2)
+    except ModuleNotFoundError as missing:
+        if missing.name and missing.name.split(".")[0] in _SERVE_MODULES:
+            print(
+                f"penstock: this command needs {missing.name}, which is not installed; "
+                'install the extra with: pip install "penstock[serve]"',
+                file=sys.stderr,
+            )
+            sys.exit(2)
+        raise
+
+
+_SERVE_MODULES = {"torch", "safetensors", "tokenizers", "minijinja", "uvicorn", "uvloop", "zmq", "prometheus_client"}
+
+
+def _engine_options(
+    model: str | None, config: Path | None, slots: dict[str, str | None], settings: list[str] | None, **flags: Any
+) -> Any:
+    """Options of the engine: the file first, then what the command line says."""
+    from penstock.options import EngineOptions, make_options, read_config
+
+    values: dict[str, Any] = {}
+    names: dict[str, str] = {}
+    options: dict[str, dict[str, Any]] = {}
+    for key, value in (read_config(config) if config else {}).items():
+        if key in SLOTS and isinstance(value, dict):
+            table = dict(value)
+            if "name" in table:
+                names[key] = table.pop("name")
+            options[key] = table
+        else:
+            values[key] = value
+    defaults = EngineOptions()
+    for key, value in flags.items():
+        if value != getattr(defaults, key) or key not in values:
+            values[key] = value
+    if model is not None and (model != defaults.model or "model" not in values):
+        values["model"] = model
+    names |= {slot: name for slot, name in slots.items() if name is not None}
+    for setting in settings or ():
+        slot, option, text = _split_setting(setting)
+        options.setdefault(slot, {})[option] = text
+    return make_options({**values, "slots": names, "policy_options": options})
+
+
+def _split_setting(setting: str) -> tuple[str, str, str]:
+    name, equals, text = setting.partition("=")
+    slot, dot, option = name.partition(".")
+    if not equals or not dot:
+        raise ConfigError(f"--set {setting!r} has not the form SLOT.OPTION=VALUE, as in --set batch.budget_tokens=4096")
+    return slot, option, text
+
+
+@app.command()
+def serve(
+    model: Model = "penstock-tiny",
+    host: Annotated[str, typer.Option(help="Where to listen.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Where to listen; 0 takes a free one.")] = 8000,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    kv_memory: KvMemory = None,
+    max_running: MaxRunning = 64,
+    max_model_tokens: MaxModelTokens = None,
+    max_queued_requests: Annotated[int, typer.Option(help="Most waiting requests; more get 503.")] = 4096,
+    max_queued_tokens: Annotated[int, typer.Option(help="Most waiting prompt tokens; more get 503.")] = 4_194_304,
+    prefix_caching: Annotated[bool, typer.Option(help="Share the state of equal prompt prefixes.")] = True,
+    look_ahead: Annotated[int, typer.Option(help="Steps planned while one runs.")] = 1,
+    load_format: Annotated[str, typer.Option(help="auto, or dummy: random weights from config.json.")] = "auto",
+    threads: Threads = None,
+    policy: Policy = "default",
+    order: SlotName = None,
+    admit: SlotName = None,
+    batch: SlotName = None,
+    preempt: SlotName = None,
+    retain: SlotName = None,
+    predict: SlotName = None,
+    set_: SetOption = None,
+    config: ConfigFile = None,
+    served_model_name: Annotated[
+        list[str] | None, typer.Option(help="What clients call the model; may be repeated.")
+    ] = None,
+    api_key: Annotated[
+        list[str] | None, typer.Option(help="Ask clients for this key; may be repeated.", envvar="PENSTOCK_API_KEY")
+    ] = None,
+    api_key_file: Annotated[Path | None, typer.Option(help="A file with one key a line.")] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Listen beyond this machine without a key.")] = False,
+    vllm_metrics: Annotated[bool, typer.Option(help="/metrics shows vLLM's names too.")] = False,
+    drain_timeout_s: Annotated[float, typer.Option(help="How long SIGTERM waits for open requests.")] = 30.0,
+) -> None:
+    """Serve a model over the OpenAI API."""
+    import logging
+
+    from penstock.serve import ServeOptions, read_api_keys
+    from penstock.serve import serve as run_server
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    slots = {"order": order, "admit": admit, "batch": batch, "preempt": preempt, "retain": retain, "predict": predict}
+    options = _engine_options(
+        model,
+        config,
+        slots,
+        set_,
+        dtype=dtype,
+        device=device,
+        load_format=load_format,
+        kv_memory=kv_memory,
+        max_running=max_running,
+        max_model_tokens=max_model_tokens,
+        max_queued_requests=max_queued_requests,
+        max_queued_tokens=max_queued_tokens,
+        prefix_caching=prefix_caching,
+        look_ahead=look_ahead,
+        threads=threads,
+        policy=policy,
+    )
+    front = ServeOptions(
+        host=host,
+        port=port,
+        served_model_names=tuple(served_model_name or ()),
+        api_keys=read_api_keys(api_key_file, tuple(api_key or ())),
+        has_vllm_names=vllm_metrics,
+        drain_timeout_s=drain_timeout_s,
+        allow_open=insecure,
+    )
+    raise typer.Exit(run_server(options, front, BEGAN_S))
+
+
+@app.command()
+def complete(
+    prompt: Annotated[str, typer.Argument(help="The text to continue.")],
+    model: Annotated[str, typer.Option(help="A Hugging Face directory, or a bundled model.")] = "penstock-tiny",
+    max_tokens: Annotated[int, typer.Option(help="Most tokens to write.")] = 128,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.6,
+    top_p: Annotated[float, typer.Option()] = 0.95,
+    seed: Annotated[int | None, typer.Option(help="The same seed writes the same text.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="Stop before this text; may be repeated.")] = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    kv_memory: KvMemory = None,
+) -> None:
+    """Continue a text; it streams to the terminal."""
+    from penstock.core.request import SamplingParams
+    from penstock.terminal import run_complete
+
+    sampling = SamplingParams(
+        max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed, stop=tuple(stop or ())
+    )
+    run_complete(prompt, sampling, model, dtype=dtype, device=device, kv_memory=kv_memory)
+
+
+@app.command()
+def chat(
+    model: Annotated[str, typer.Option(help="A Hugging Face directory, or a bundled model.")] = "penstock-tiny",
+    max_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 256,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.6,
+    seed: Annotated[int | None, typer.Option(help="The same seed writes the same text.")] = None,
+    system: Annotated[str | None, typer.Option(help="What the model is told first.")] = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    kv_memory: KvMemory = None,
+) -> None:
+    """Talk with a model in the terminal; an empty line or Ctrl-D ends."""
+    from penstock.core.request import SamplingParams
+    from penstock.terminal import run_chat
+
+    sampling = SamplingParams(max_tokens=max_tokens, temperature=temperature, top_p=0.95, seed=seed)
+    run_chat(sampling, model, system, dtype=dtype, device=device, kv_memory=kv_memory)
+
+
+@app.command()
+def demo(
+    requests: Annotated[int, typer.Option(help="How many bursty requests to replay.")] = 200,
+) -> None:
+    """Start a server with the bundled model, stream two answers, replay bursty requests, print what clients saw."""
+    from penstock.demo import run_demo
+
+    raise typer.Exit(run_demo(requests))
+
+
+@app.command()
+def policies() -> None:
+    """List presets, policy slots, policies and their options."""
+    from penstock.listing import print_policies
+
+    print_policies()
+
+
+@app.command()
+def systems() -> None:
+    """List the published systems that work here, how to switch each on, and a command that shows its effect."""
+    from penstock.listing import print_systems
+
+    print_systems()
+
+
+def _mount() -> None:
+    from penstock.workload.commands import replay_command, report_command
+    from penstock.workload.trace_commands import trace_app
+
+    app.command("replay")(replay_command)
+    app.command("report")(report_command)
+    app.add_typer(trace_app, name="trace")
+
+
+_mount()
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""The engine process: `python -m penstock.engine_main FOLDER`, options as JSON on standard input.
+
+It ends with its parent: an engine without a front end serves nobody and would hold its memory for ever.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import msgspec
+
+from penstock.core.errors import UserError
+from penstock.engine.messages import Died, Hello, Phase
+from penstock.engine.serving import serve_engine
+from penstock.engine.zmq_link import ZmqEngineEnd
+from penstock.launch import make_engine
+from penstock.options import EngineOptions
+
+PARENT_CHECK_S = 1.0
+
+
+def _end_with_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(PARENT_CHECK_S)
+    os._exit(3)
+
+
+def main() -> int:
+    """Serve until told to stop. Exit codes: 0 asked to, 1 a broken step, 2 options or model, 3 the parent is gone."""
+    parent = os.getppid()
+    threading.Thread(target=_end_with_parent, args=(parent,), name="parent", daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the front end decides what it means
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    options = msgspec.json.decode(sys.stdin.buffer.read(), type=EngineOptions)
+    link = ZmqEngineEnd(Path(sys.argv[1]))
+    try:
+        engine = make_engine(options, lambda name, seconds: link.send(Phase(name, seconds)))
+    except UserError as wrong:
+        link.send(Died(str(wrong), is_user_error=True))
+        link.close()
+        return 2
+    link.send(Hello(engine.scheduler.facts))
+    try:
+        serve_engine(engine, link)
+    except Exception:  # noqa: BLE001  - logged where it broke, and the front end was told
+        return 1
+    finally:
+        link.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

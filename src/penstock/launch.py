@@ -1,0 +1,142 @@
+"""Where the parts are joined: an executor for a model, an engine around it, and a process around that.
+
+Everything below asks for what it needs as arguments; only here is it decided that the executor is the torch one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from penstock.core.errors import EngineDied, PenstockError, UserError
+from penstock.engine.client import EngineClient
+from penstock.engine.limits import QueueLimits
+from penstock.engine.link import QueueLink
+from penstock.engine.loop import Engine, build_engine
+from penstock.engine.messages import Died, Hello, Phase, Shutdown
+from penstock.engine.serving import serve_engine
+from penstock.options import EngineOptions
+from penstock.text.tokenizer import Tokenizer
+
+log = logging.getLogger("penstock.launch")
+OnPhase = Callable[[str, float | None], None]
+
+
+def no_phases(name: str, seconds: float | None) -> None:
+    """For callers that show no progress."""
+
+
+def make_engine(options: EngineOptions, on_phase: OnPhase = no_phases) -> Engine:
+    """Load the model and join the parts of one engine in this process. Raises ModelError or ConfigError."""
+    from penstock.runtime.build import build_executor
+    from penstock.runtime.memory_plan import MemoryPlan, parse_bytes
+
+    def tell_memory(plan: MemoryPlan) -> None:
+        for line in plan.describe():
+            on_phase(line, None)
+
+    policies = options.build_policies()
+    executor = build_executor(
+        options.model_path,
+        dtype=options.dtype,
+        device=options.device,
+        load_format=options.load_format,
+        kv_memory_bytes=None if options.kv_memory is None else parse_bytes(options.kv_memory),
+        max_rows=options.max_running,
+        block_tokens=options.block_tokens,
+        max_model_tokens=options.max_model_tokens,
+        torch_threads=options.threads,
+        on_phase=on_phase,
+        on_memory=tell_memory,
+    )
+    limits = QueueLimits(max_queued_requests=options.max_queued_requests, max_queued_tokens=options.max_queued_tokens)
+    return build_engine(
+        executor,
+        executor.n_blocks,
+        policies,
+        limits=limits,
+        look_ahead=options.look_ahead,
+        share_prefixes=options.prefix_caching,
+    )
+
+
+class InProcessEngine:
+    """An engine in a thread of this process, behind the same client as one in its own process."""
+
+    def __init__(self, engine: Engine, tokenizer: Tokenizer | None) -> None:
+        link = QueueLink()
+        self.client = EngineClient(link.front_end, tokenizer)
+        self._link = link
+        self._thread = threading.Thread(target=self._serve, args=(engine,), name="engine", daemon=True)
+        link.engine_end.send(Hello(engine.scheduler.facts))
+        self._thread.start()
+
+    def _serve(self, engine: Engine) -> None:
+        try:
+            serve_engine(engine, self._link.engine_end)
+        except PenstockError:
+            log.debug("the engine thread ends; its client was told why")
+
+    async def close(self) -> None:
+        await self.client.close()
+        await asyncio.to_thread(self._thread.join)
+
+
+class EngineProcess:
+    """An engine in its own process. If it dies, its client is told at once."""
+
+    def __init__(self, options: EngineOptions) -> None:
+        from penstock.engine.zmq_link import ZmqFrontEnd
+
+        self._folder = Path(tempfile.mkdtemp(prefix="penstock-"))
+        self._link = ZmqFrontEnd(self._folder)
+        self._is_closing = False
+        command = [sys.executable, "-m", "penstock.engine_main", str(self._folder)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE)
+        assert self._process.stdin is not None
+        self._process.stdin.write(msgspec.json.encode(options))
+        self._process.stdin.close()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def connect(
+        self, tokenizer: Tokenizer | None, on_phase: Callable[[Phase], None], on_death: Callable[[Died], None]
+    ) -> EngineClient:
+        """The client, in the running event loop."""
+        client = EngineClient(self._link, tokenizer, on_phase, on_death)
+        threading.Thread(target=self._watch, name="watch", daemon=True).start()
+        return client
+
+    def _watch(self) -> None:
+        code = self._process.wait()
+        if not self._is_closing:
+            how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
+            self._link.inject(Died(f"the engine process ended {how}"))
+
+    async def close(self, client: EngineClient, patience_s: float = 5.0) -> None:
+        """End the process: by request, then by force."""
+        self._is_closing = True
+        self._link.send(Shutdown())
+        try:
+            await asyncio.to_thread(self._process.wait, patience_s)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            await asyncio.to_thread(self._process.wait)
+        await client.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def as_user_error(died: Died) -> PenstockError:
+    """What an engine that died at its start stands for."""
+    return UserError(died.message) if died.is_user_error else EngineDied(died.message)

@@ -1,0 +1,97 @@
+"""What an engine is started with: one typed record, filled from the command line, a TOML file, or Python."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from penstock.core.errors import ConfigError, ModelNotFound, UnknownName
+from penstock.policy.presets import Policies, build_policies
+
+BUNDLED = {"penstock-tiny": Path(__file__).parent / "bundled" / "penstock-tiny"}
+DEFAULT_MODEL = "penstock-tiny"
+
+
+class EngineOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, frozen=True):
+    """Options of one engine. Field names are the command line's, with underscores.
+
+    model: a Hugging Face directory, or the name of a bundled model. dtype: auto (the checkpoint's), float32, bfloat16
+    or float16. kv_memory: size of the KV pool ("4GiB"; none: a share of what is free). max_running: most sequences at
+    a time. max_model_tokens: a shorter context than the model's. policy, slots, policy_options: see
+    `penstock policies`.
+    """
+
+    model: str = DEFAULT_MODEL
+    dtype: str = "auto"
+    device: str = "auto"
+    load_format: str = "auto"
+    kv_memory: str | None = None
+    block_tokens: int = 16
+    max_running: int = 64
+    max_model_tokens: int | None = None
+    max_queued_requests: int = 4096
+    max_queued_tokens: int = 4_194_304
+    prefix_caching: bool = True
+    look_ahead: int = 1
+    threads: int | None = None
+    policy: str = "default"
+    slots: dict[str, str] = {}
+    policy_options: dict[str, dict[str, Any]] = {}
+
+    def __post_init__(self) -> None:
+        for name in ("block_tokens", "max_running", "max_queued_requests", "max_queued_tokens"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}: give 1 or more")
+        if not 0 <= self.look_ahead <= 4:
+            raise ConfigError(f"look_ahead is {self.look_ahead}: give 0 to 4 steps")
+
+    def build_policies(self) -> Policies:
+        return build_policies(self.policy, self.slots, self.policy_options)
+
+    @property
+    def model_path(self) -> Path:
+        """The model's directory. Raises ModelNotFound."""
+        if self.model in BUNDLED:
+            return BUNDLED[self.model]
+        path = Path(self.model).expanduser()
+        if not path.is_dir():
+            raise ModelNotFound(
+                f"no model at {self.model!r}: it is neither a directory nor a bundled model "
+                f"({', '.join(BUNDLED)}); give the path of a Hugging Face directory with config.json"
+            )
+        return path
+
+    @property
+    def model_name(self) -> str:
+        """What clients call the model."""
+        return self.model if self.model in BUNDLED else self.model_path.resolve().name
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file: keys of `EngineOptions`, and `[order]`, `[admit]`, ... with `name` and options.
+
+    Raises ConfigError naming the file and what is wrong.
+    """
+    try:
+        raw = tomllib.loads(path.read_text())
+    except OSError as missing:
+        raise ConfigError(f"cannot read the configuration {path}: {missing.strerror}") from None
+    except tomllib.TOMLDecodeError as wrong:
+        raise ConfigError(f"{path} is not valid TOML: {wrong}") from None
+    return raw
+
+
+def make_options(values: Mapping[str, Any]) -> EngineOptions:
+    """Options from plain values, as a TOML file or keyword arguments give them. Raises ConfigError or UnknownName."""
+    known = EngineOptions.__struct_fields__
+    for name in values:
+        if name not in known:
+            raise UnknownName("option", name, known)
+    try:
+        return msgspec.convert(dict(values), EngineOptions)
+    except msgspec.ValidationError as wrong:
+        raise ConfigError(f"wrong option: {wrong}") from None
