@@ -1,0 +1,96 @@
+"""Random tiny checkpoints, written by transformers, one of every shape that the families have."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
+
+VOCAB_SIZE = 96
+SHAPE: dict[str, Any] = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 64,
+    "intermediate_size": 80,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.2,  # logits of some size, so that 1e-4 means something
+}
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+YARN_ROPE = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 64,
+    "beta_fast": 16.0,
+}
+LINEAR_ROPE = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
+
+
+def _llama(**options: Any) -> PreTrainedModel:
+    return LlamaForCausalLM(LlamaConfig(**SHAPE | options))
+
+
+def _qwen3(**options: Any) -> PreTrainedModel:
+    return Qwen3ForCausalLM(Qwen3Config(**SHAPE | {"num_key_value_heads": 2, "head_dim": 32} | options))
+
+
+def _qwen3_moe(**options: Any) -> PreTrainedModel:
+    experts = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+    shape = SHAPE | {"num_key_value_heads": 2, "head_dim": 16} | experts
+    return Qwen3MoeForCausalLM(Qwen3MoeConfig(**shape | options))
+
+
+MAKERS: dict[str, Callable[[], PreTrainedModel]] = {
+    "llama-mha": lambda: _llama(),
+    "llama3-gqa": lambda: _llama(num_key_value_heads=2, rope_parameters=LLAMA3_ROPE, tie_word_embeddings=True),
+    "llama-yarn-biased": lambda: _llama(
+        num_key_value_heads=1, rope_parameters=YARN_ROPE, attention_bias=True, mlp_bias=True, head_dim=24
+    ),
+    "llama-linear": lambda: _llama(num_key_value_heads=4, rope_parameters=LINEAR_ROPE),
+    "qwen3": lambda: _qwen3(tie_word_embeddings=True),
+    "qwen3-biased": lambda: _qwen3(attention_bias=True),
+    "qwen3-moe": lambda: _qwen3_moe(norm_topk_prob=True),
+    "qwen3-moe-mixed": lambda: _qwen3_moe(decoder_sparse_step=2, mlp_only_layers=[3]),
+}
+
+
+def make_model(name: str) -> PreTrainedModel:
+    """A model whose norms and biases are random too: transformers starts them at 1 and 0, which would hide mistakes."""
+    torch.manual_seed(sum(name.encode()))
+    model = MAKERS[name]().eval()
+    for key, parameter in model.named_parameters():
+        if "norm" in key or "bias" in key:
+            parameter.data.normal_(1.0 if "norm" in key else 0.0, 0.3)
+    return model
+
+
+def save(model: PreTrainedModel, folder: Path, **options: Any) -> Path:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # theirs
+        model.save_pretrained(folder, **options)
+    return folder
+
+
+@torch.inference_mode()
+def expected_logits(model: PreTrainedModel, ids: list[int]) -> torch.Tensor:
+    return model(torch.tensor([ids])).logits[0]
