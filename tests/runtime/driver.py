@@ -61,12 +61,13 @@ class Driver:
         layer_cut_frac: float = 0.4,
         pause_frac: float = 0.15,
         stop_frac: float = 0.1,
+        fork_frac: float = 0.8,
         max_chunk_tokens: int = 9,
     ) -> None:
         self.executor, self.rng, self.depth = executor, rng, depth
         self.facts: ModelFacts = executor.facts
         self.chunk_frac, self.layer_cut_frac, self.pause_frac = chunk_frac, layer_cut_frac, pause_frac
-        self.stop_frac, self.max_chunk_tokens = stop_frac, max_chunk_tokens
+        self.stop_frac, self.fork_frac, self.max_chunk_tokens = stop_frac, fork_frac, max_chunk_tokens
         executor.allocate((n_blocks,) * len(self.facts.states))
         self.free = [list(range(n_blocks)) for _ in self.facts.states]
         for free in self.free:
@@ -155,8 +156,9 @@ class Driver:
         self.ends.append(job.row)
         self.free_rows.insert(0, job.row)
         self.running.remove(job)
+        may_keep = job.unfinished is None  # else the first layers of a recurrent state are ahead of the others
         job.row, job.unfinished = None, None
-        if not job.is_planned_out and self.rng.random() < 0.5:  # it keeps its blocks and only changes the row
+        if not job.is_planned_out and may_keep and self.rng.random() < 0.5:  # it only changes the row
             self.waiting.insert(0, job)
             return
         for users, free, blocks in zip(self.users, self.free, job.blocks, strict=True):
@@ -183,7 +185,7 @@ class Driver:
             if not job.blocks:
                 job.blocks = [[] for _ in self.facts.states]
                 twin = next((j for j in self.running if j.prompt == job.prompt and self._has_prompt(j)), None)
-                if twin is not None and not job.outputs:
+                if twin is not None and not job.outputs and self.rng.random() < self.fork_frac:
                     copies += self._fork(job, twin)
             starts.append(
                 RowStart(

@@ -78,10 +78,14 @@ def build_executor(
     memory = _plan_memory(facts, where, kv_memory_bytes, max_rows)
     on_memory(memory)
     executor = TorchExecutor(decoder, facts, new_pool=_pools_of(decoder, block_tokens), max_rows=max_rows, device=where)
-    with _phase("allocate KV", on_phase):
-        executor.allocate(memory.n_blocks)
-    with _phase("warm up", on_phase):
-        warm_up(executor)
+    try:
+        with _phase("allocate KV", on_phase):
+            executor.allocate(memory.n_blocks)
+        with _phase("warm up", on_phase):
+            warm_up(executor)
+    except BaseException:
+        executor.close()
+        raise
     return executor
 
 

@@ -1,0 +1,159 @@
+"""The real decoder behind the executor."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+
+import penstock
+from penstock.core.errors import ConfigError, ModelNotFound
+from penstock.core.executor import ModelFacts
+from penstock.core.request import SamplingParams
+from penstock.models.decoder import Decoder
+from penstock.models.weights import load_model
+from penstock.ops.batch import SegmentBatch
+from penstock.runtime.build import build_executor
+from penstock.runtime.executor import TorchExecutor
+
+from .driver import Driver, Job, expected_outputs
+
+BUNDLED = Path(penstock.__file__).parent / "bundled" / "penstock-tiny"
+POOL = 64 * 2**20
+
+
+@pytest.fixture
+def tiny_dir(tmp_path: Path) -> Path:
+    """The bundled architecture, shrunk; weights are dummies."""
+    config = json.loads((BUNDLED / "config.json").read_text())
+    config |= {"hidden_size": 32, "intermediate_size": 48, "head_dim": 8, "num_hidden_layers": 3, "vocab_size": 61}
+    config |= {"layer_types": ["full_attention"] * 3, "max_position_embeddings": 128}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    return tmp_path
+
+
+class WholeForward:
+    """Each sequence in one pass, in a pool of its own: what the executor must equal."""
+
+    def __init__(self, decoder: Decoder, facts: ModelFacts) -> None:
+        self.decoder, self.facts = decoder, facts
+
+    def reference(self, ids: list[int]) -> torch.Tensor:
+        n_tokens, spec = len(ids), self.decoder.spec.layers[0].attention
+        batch = SegmentBatch(
+            positions_T=torch.arange(n_tokens),
+            slots_T=torch.arange(n_tokens),
+            q_starts=torch.tensor([0, n_tokens], dtype=torch.int32),
+            kv_lens=torch.tensor([n_tokens], dtype=torch.int32),
+            tables_SB=torch.zeros(1, 1, dtype=torch.int32),
+            q_starts_host=(0, n_tokens),
+            kv_lens_host=(n_tokens,),
+            block_tokens=n_tokens,
+        )
+        pools = [torch.zeros(2, 1, n_tokens, spec.kv_heads, spec.head_dim) for _ in range(self.facts.n_layers)]
+        with torch.inference_mode():
+            x_TD = self.decoder.embed(torch.tensor(ids))
+            return self.decoder.logits(self.decoder.run_layers(x_TD, batch, pools, 0, self.facts.n_layers))
+
+
+class Unallocated:
+    """Hands an executor to the driver, which wants to allocate itself."""
+
+    def __init__(self, executor: TorchExecutor) -> None:
+        self.submit, self.collect = executor.submit, executor.collect
+        self.facts, self.max_rows = executor.facts, executor.max_rows
+
+    def allocate(self, n_blocks: tuple[int, ...]) -> None:
+        """It is done."""
+
+
+def run_jobs(executor: TorchExecutor, jobs: list[Job], rng: Random) -> None:
+    Driver(Unallocated(executor), rng, n_blocks=min(executor.n_blocks[0], 200)).run(jobs)  # type: ignore[arg-type]
+
+
+def test_the_real_decoder_puts_out_the_same_in_any_interleaving(tiny_dir):
+    executor = build_executor(
+        tiny_dir, dtype="float32", kv_memory_bytes=POOL, max_rows=5, block_tokens=4, load_format="dummy"
+    )
+    rng = Random(3)
+    jobs = [
+        Job(
+            prompt=[rng.randrange(61) for _ in range(rng.randint(1, 30))],
+            n_outputs=rng.randint(1, 12),
+            sampling=SamplingParams(temperature=rng.choice([0.0, 1.0]), top_k=rng.choice([0, 9])),
+            seed=rng.randrange(2**63),
+        )
+        for _ in range(16)
+    ]
+    run_jobs(executor, jobs, rng)
+    executor.close()
+    whole = WholeForward(load_model(tiny_dir, dtype="float32", load_format="dummy"), executor.facts)
+    assert [job.outputs for job in jobs] == [expected_outputs(whole, job) for job in jobs]
+
+
+def test_the_bundled_model_decodes_in_a_batch_what_it_decodes_alone():
+    executor = build_executor(BUNDLED, dtype="float32", kv_memory_bytes=POOL, max_rows=4)
+    prompts = [[5, 90, 17, 1033], [2001, 8], [300 + n for n in range(40)]]
+    jobs = [Job(prompt=prompt, n_outputs=6) for prompt in prompts]
+    run_jobs(executor, jobs, Random(1))
+    executor.close()
+    whole = WholeForward(load_model(BUNDLED, dtype="float32"), executor.facts)
+    assert [job.outputs for job in jobs] == [expected_outputs(whole, job) for job in jobs]
+
+
+def test_phases_and_memory_are_told_before_they_are_needed(tiny_dir):
+    told: list[str] = []
+    executor = build_executor(
+        tiny_dir,
+        kv_memory_bytes=POOL,
+        load_format="dummy",
+        max_model_tokens=100,
+        on_phase=lambda name, seconds: told.append(name),
+        on_memory=lambda plan: told.append(plan.describe()[2]),
+    )
+    executor.close()
+    assert told == [
+        "import torch",
+        "read config",
+        "load weights",
+        "longest prompt: 99 tokens (limited by the model's context)",
+        "allocate KV",
+        "warm up",
+    ]
+    assert executor.facts.max_model_tokens == 100
+    assert executor.n_blocks == (POOL // executor.facts.states[0].block_bytes,)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device": "nonsense"}, "device 'nonsense' is not usable here"),
+        ({"max_rows": 0}, "max_rows is 0"),
+        ({"block_tokens": 0}, "block_tokens is 0"),
+        ({"max_model_tokens": 129}, "max_model_tokens is 129: give 2 to 128"),
+        ({"kv_memory_bytes": 5}, "give at least"),
+        ({"dtype": "int3"}, "unknown dtype 'int3'"),
+    ],
+)
+def test_options_that_cannot_work_are_refused_in_one_line(tiny_dir, options, message):
+    with pytest.raises(ConfigError, match=message) as refused:
+        build_executor(tiny_dir, **{"load_format": "dummy", "kv_memory_bytes": POOL} | options)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_missing_directory_is_named(tmp_path):
+    with pytest.raises(ModelNotFound, match="absent"):
+        build_executor(tmp_path / "absent")
+
+
+def test_pools_start_as_zeros(tiny_dir):
+    executor = build_executor(tiny_dir, kv_memory_bytes=POOL, load_format="dummy", block_tokens=32)
+    pools = executor._step._pools
+    executor.close()
+    assert [pool.shape for pool in pools] == [(2, executor.n_blocks[0], 32, 2, 8)] * 3
+    assert all(not pool[:, 1:].any() and pool.is_contiguous() for pool in pools)  # block 0 served the warm-up
+    assert dataclasses.asdict(executor.facts.states[0])["block_bytes"] == pools[0][:, 0].nbytes * 3
