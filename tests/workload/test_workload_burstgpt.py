@@ -25,6 +25,7 @@ from penstock.workload.arrivals import (
     time_shares,
 )
 from penstock.workload.burstgpt import GeneratorSpec, SessionLaw, block_hashes, generate
+from penstock.workload.kinds import Traffic
 from penstock.workload.lengths import LengthModel, QuantileTable
 from penstock.workload.presets import (
     CHATGPT,
@@ -33,7 +34,6 @@ from penstock.workload.presets import (
     GPT4,
     TAIL_FRAC,
     WEEKLY,
-    Traffic,
     at_rate,
     burst_regimes,
     preset,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -167,3 +169,11 @@ def test_the_demo_trace_fits_a_tiny_model_and_lasts_about_twelve_seconds():
         assert {(request.objective.ttft_s, request.objective.tpot_s) for request in rows} == {(1.0, 0.1)}
     assert list(bursty_demo_trace(50, 1)) == list(bursty_demo_trace(50, 1))
     assert list(bursty_demo_trace(0)) == []
+
+
+def test_naming_the_commands_imports_none_of_what_they_need():
+    code = (
+        "import sys, penstock.workload.trace_commands; "
+        "print([name for name in ('numpy', 'aiohttp', 'matplotlib', 'torch') if name in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "[]\n"

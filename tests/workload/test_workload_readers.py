@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 
 from penstock.core.errors import UnknownName
-from penstock.workload.readers import Tally, open_trace, read_azure, read_burstgpt, read_mooncake, write_burstgpt
+from penstock.workload.kinds import FORMATS
+from penstock.workload.readers import (
+    READERS,
+    Tally,
+    open_trace,
+    read_azure,
+    read_burstgpt,
+    read_mooncake,
+    write_burstgpt,
+)
 from penstock.workload.trace import TraceError, read_trace, write_trace
 
 OLD = """Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type
@@ -127,3 +136,7 @@ def test_our_own_format_is_recognised(tmp_path):
     write_trace(lines, open_trace(file_of(tmp_path, AZURE)))
     assert list(open_trace(lines)) == list(read_trace(lines))
     assert read_trace(lines).header.steps == ("read Azure LLM csv",)
+
+
+def test_the_command_line_names_every_format_that_is_read():
+    assert tuple(READERS) == FORMATS

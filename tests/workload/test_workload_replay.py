@@ -10,9 +10,9 @@ from fake_completions_server import FakeServer, serving
 
 from penstock.core.request import Objective
 from penstock.workload.client import Counts
+from penstock.workload.kinds import Pacing
 from penstock.workload.records import Outcome, ReplayError, Run
 from penstock.workload.replay import ReplayOptions, replay
-from penstock.workload.schedule import Pacing
 from penstock.workload.trace import Trace, TraceHeader, TraceRequest
 
 

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trace_strategies import traces
 
+from penstock.workload.kinds import Pacing
 from penstock.workload.records import Outcome, ReplayError, RequestRecord
-from penstock.workload.schedule import BodyMaker, Pacing, Schedule
+from penstock.workload.schedule import BodyMaker, Schedule
 from penstock.workload.trace import Trace, TraceHeader, TraceRequest
 
 

@@ -1,34 +1,24 @@
-"""What `penstock replay` and `penstock report` do; the CLI mounts these (and `trace_app` of trace_commands.py)."""
+"""What `penstock replay` and `penstock report` do; the CLI mounts these (and `trace_app` of trace_commands.py).
+
+Each command imports what it needs when it runs: numpy and aiohttp would triple the time of `penstock --help`.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import msgspec
 import typer
-from rich.console import Console
 
 from penstock.core.errors import UserError
 from penstock.core.request import NO_OBJECTIVE, Objective
-from penstock.workload.burstgpt import generate
-from penstock.workload.compare import compare
-from penstock.workload.demo import bursty_demo_trace
-from penstock.workload.html import write_html
-from penstock.workload.measure import summarise
-from penstock.workload.presets import Traffic, preset
-from penstock.workload.progress import replay_with_bar
-from penstock.workload.readers import open_trace
-from penstock.workload.records import ReplayError, read_run
-from penstock.workload.replay import ReplayOptions
-from penstock.workload.report import render, render_comparison, write_run
-from penstock.workload.schedule import Pacing
-from penstock.workload.trace import Trace
-from penstock.workload.transform import clip, take
+from penstock.workload.kinds import Pacing, Traffic
+
+if TYPE_CHECKING:
+    from penstock.workload.trace import Trace
 
 DEMO = "demo"
 MADE = (DEMO, *Traffic)
@@ -82,6 +72,17 @@ def replay_command(
 
     The key for the server, if it needs one, is read from OPENAI_API_KEY.
     """
+    import asyncio
+
+    from rich.console import Console
+
+    from penstock.workload.html import write_html
+    from penstock.workload.measure import summarise
+    from penstock.workload.progress import replay_with_bar
+    from penstock.workload.replay import ReplayOptions
+    from penstock.workload.report import render, write_run
+    from penstock.workload.transform import clip, take
+
     console = Console()
     with one_line_errors():
         fallback = parse_objective(objective)
@@ -123,6 +124,15 @@ def report_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON instead of tables.")] = False,
 ) -> None:
     """Show one result again, or compare others with the first, with bootstrap intervals."""
+    import msgspec
+    from rich.console import Console
+
+    from penstock.workload.compare import compare
+    from penstock.workload.html import write_html
+    from penstock.workload.measure import summarise
+    from penstock.workload.records import read_run
+    from penstock.workload.report import render, render_comparison
+
     console = Console()
     with one_line_errors():
         fallback = parse_objective(objective)
@@ -145,6 +155,11 @@ def report_command(
 
 def load_trace(name: str, seed: int) -> Trace:
     """A file of any known format, or traffic made on the spot: `demo` or one of the presets."""
+    from penstock.workload.burstgpt import generate
+    from penstock.workload.demo import bursty_demo_trace
+    from penstock.workload.presets import preset
+    from penstock.workload.readers import open_trace
+
     if name == DEMO:
         return bursty_demo_trace(seed=seed)
     if name in set(Traffic):
@@ -154,6 +169,8 @@ def load_trace(name: str, seed: int) -> Trace:
 
 def parse_objective(text: str) -> Objective:
     """`ttft=1,tpot=0.1,deadline=20` as an Objective; empty is no objective."""
+    from penstock.workload.records import ReplayError
+
     if not text.strip():
         return NO_OBJECTIVE
     limits_s: dict[str, float] = {}
@@ -185,5 +202,7 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except UserError as error:
+        from rich.console import Console
+
         Console(stderr=True).print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
         raise typer.Exit(2) from None

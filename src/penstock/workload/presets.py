@@ -16,12 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from enum import StrEnum
 
 from penstock.core.errors import UnknownName
 from penstock.core.request import NO_OBJECTIVE, Objective
 from penstock.workload.arrivals import Profile, Regime, steady
 from penstock.workload.burstgpt import GeneratorSpec, ServiceSpec, SessionLaw
+from penstock.workload.kinds import Traffic
 from penstock.workload.lengths import LengthModel, QuantileTable
 
 CHATGPT_INPUTS = QuantileTable(
@@ -55,13 +55,6 @@ def burst_regimes(alpha: float = 0.5, dwell_s: float = 60.0) -> tuple[Regime, ..
         Regime(name="normal", rate_mult=1.0, alpha=0.8, mean_dwell_s=dwell_s, next_frac={"quiet": 0.5, "burst": 0.5}),
         Regime(name="burst", rate_mult=6.0, alpha=alpha, mean_dwell_s=dwell_s / 2, next_frac={"normal": 1.0}),
     )
-
-
-class Traffic(StrEnum):
-    STEADY = "steady"
-    RAGGED = "ragged"
-    BURSTS = "bursts"
-    DAY = "day"
 
 
 def preset(

@@ -13,9 +13,10 @@ import aiohttp
 import msgspec
 
 from penstock.workload.client import CompletionsClient, Counts
+from penstock.workload.kinds import Pacing
 from penstock.workload.prompts import DEFAULT_BLOCK_TOKENS, PromptStream
 from penstock.workload.records import ReplayError, Run, RunHeader
-from penstock.workload.schedule import BodyMaker, Pacing, Schedule
+from penstock.workload.schedule import BodyMaker, Schedule
 from penstock.workload.trace import Trace
 
 PROBE_TIMEOUT_S = 10.0

@@ -11,23 +11,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any, Protocol
 
 import msgspec
 
 from penstock.core.request import NO_OBJECTIVE
 from penstock.workload.client import identity
+from penstock.workload.kinds import Pacing
 from penstock.workload.prompts import PromptStream
 from penstock.workload.records import Outcome, ReplayError, RequestRecord
 from penstock.workload.trace import Trace, TraceRequest
 
 Numbered = tuple[int, TraceRequest]
-
-
-class Pacing(StrEnum):
-    OPEN = "open"
-    SESSIONS = "sessions"
 
 
 class Sender(Protocol):
