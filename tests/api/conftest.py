@@ -50,7 +50,7 @@ def tokenizer() -> Tokenizer:
 
 def run_server(engine: FakeEngine, tokenizer: Tokenizer, config: ApiConfig) -> Iterator[Running]:
     app = create_app(engine, tokenizer, config)
-    listener = listen(app, "127.0.0.1", 0)
+    listener = listen("127.0.0.1", 0)
     server = Server(app, drain_timeout_s=5.0)
     is_ready = threading.Event()
     loops: list[asyncio.AbstractEventLoop] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 import penstock
 from penstock.api.auth import OPEN_ROUTES, Gate
-from penstock.api.errors import Draining, NotAllowed, NotFound, NotReady, refusal_of
+from penstock.api.errors import Draining, NotAllowed, NotFound, NotReady, Starting, refusal_of
 from penstock.api.http import Call, ClientGone, Receive, Response, Scope, Send, json_response
 from penstock.api.limits import Limits, check_headers, read_body
 from penstock.api.logprobs import TokenNames
@@ -28,6 +29,7 @@ from penstock.text.tokenizer import Tokenizer
 Handler = Callable[[Call], Awaitable[Response | None]]
 MODEL_PREFIX = "/v1/models/"
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+WITHOUT_ENGINE = frozenset({"/health", "/live", "/ready", "/version", "/metrics"})  # answered while it starts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,12 +60,15 @@ class ApiConfig:
 
 
 class App:
-    """An ASGI application. Close the engine after it, not before."""
+    """An ASGI application. The engine may still be starting; close it after the application, not before."""
 
     def __init__(self, engine: AsyncEngine, tokenizer: Tokenizer, config: ApiConfig) -> None:
         self.engine = engine
-        self.metrics = Metrics(engine, config.model_names[0], has_vllm_names=config.has_vllm_names)
+        self.metrics = Metrics(
+            engine, config.model_names[0], lambda: self.has_started, has_vllm_names=config.has_vllm_names
+        )
         self.is_draining = False
+        self._has_started = False
         self._tokenizer = tokenizer
         self._config = config
         self._gate = Gate(config.api_keys, config.open_routes)
@@ -71,7 +76,7 @@ class App:
         self._names = TokenNames(tokenizer)
         self._threads = ThreadPoolExecutor(config.threads, thread_name_prefix="penstock-text")
         self._translator = Translator(
-            facts=engine.facts,
+            engine=engine,
             tokenizer=tokenizer,
             template=ChatTemplate.of(tokenizer),
             threads=self._threads,
@@ -122,6 +127,12 @@ class App:
     def has_keys(self) -> bool:
         return self._gate.is_closed
 
+    @property
+    def has_started(self) -> bool:
+        """The engine was ready once: the model's facts are known from then on."""
+        self._has_started = self._has_started or self.engine.is_ready
+        return self._has_started
+
     async def drain(self, timeout_s: float) -> None:
         """Take no new generation; return when what runs has ended, or was aborted after `timeout_s`."""
         self.is_draining = True
@@ -130,9 +141,13 @@ class App:
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
         await send({"type": "lifespan.startup.complete"})
-        await receive()
-        self._threads.shutdown(wait=False, cancel_futures=True)
-        await send({"type": "lifespan.shutdown.complete"})
+        try:
+            await receive()
+            await send({"type": "lifespan.shutdown.complete"})
+        except asyncio.CancelledError:
+            pass  # an end without ceremony: uvicorn would log the cancellation as a fault of ours
+        finally:
+            self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _serve(self, call: Call) -> None:
         """Every exception of a call ends here, and only that call."""
@@ -164,6 +179,8 @@ class App:
         method = "GET" if call.method == "HEAD" else call.method
         if method not in methods:
             raise NotAllowed(f"{route} takes {', '.join(methods)} only", methods)
+        if route not in WITHOUT_ENGINE and not self.has_started:
+            raise Starting("the engine is starting; ask /ready when it is done")
         if self.is_draining and route in (CHAT, COMPLETIONS):
             raise Draining("the server is about to stop and takes no new requests: send it to another one")
         return route, methods[method]
@@ -236,7 +253,7 @@ class App:
         if self.is_draining:
             raise NotReady("draining: no new requests are taken")
         if not self.engine.is_ready:
-            raise NotReady("the engine takes no requests now")
+            raise NotReady("the engine takes no requests now" if self.has_started else "the engine is starting")
         return json_response({"status": "ready"})
 
     async def _version(self, call: Call) -> Response:

@@ -35,7 +35,7 @@ class Gate:
         """
         if not self._digests or call.path in self._open:
             return ""
-        digest = hashlib.sha256(_key(call).encode()).digest()
+        digest = hashlib.sha256(_key(call).encode("latin-1")).digest()  # the bytes as they came
         # every key is compared, so that the time does not tell which one was near
         matches = [hmac.compare_digest(digest, known) for known in self._digests]
         if not any(matches):

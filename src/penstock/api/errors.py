@@ -1,10 +1,14 @@
 """The one writer of errors. What a client reads is made from our own exceptions only, never from a foreign one's text.
 
 ApiError                     status, code and extra headers of its own; raised within this package
-├── BadBody                  400: not JSON, or a field of a wrong type
-├── NotFound, NotAllowed     404, 405
-├── TooLarge, TooSlow        413, 408
-└── GenerationFailed         the engine gave up on a request that it had accepted
+├── BadBody                                  400: not JSON, or a field of a wrong type
+├── Unauthorized                             401
+├── NotFound, UnknownModel, NotAllowed       404, 404, 405
+├── TooSlow, TooLarge                        408, 413
+├── WrongEncoding, HeadersTooLarge           415, 431
+├── Starting, NotReady, Draining             503
+└── GenerationFailed                         500: the engine could not finish a request that it had accepted
+    └── Aborted                              503: it had to let it go
 """
 
 from __future__ import annotations
@@ -93,6 +97,12 @@ class NotReady(ApiError):
     code = "not_ready"
 
 
+class Starting(ApiError):
+    status = 503
+    code = "starting"
+    headers = ((b"retry-after", b"1"),)
+
+
 class Draining(ApiError):
     status = 503
     code = "draining"
@@ -161,8 +171,7 @@ def refusal_of(error: Exception) -> Refusal:
         case Overloaded():
             return Refusal(503, error.code, str(error), headers=retry_headers(error.retry_after_s))
         case EngineDied():
-            message = "the engine stopped while it worked on this request; it was not finished"
-            return Refusal(503, error.code, message, headers=retry_headers(RETRY_AFTER_S))
+            return Refusal(503, error.code, str(error), headers=retry_headers(RETRY_AFTER_S))
     return Refusal(500, "internal_error", "an error of the server; its log says more, under the id of this request")
 
 

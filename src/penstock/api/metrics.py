@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -160,10 +160,16 @@ class Histogram:
 
 
 class Metrics(Collector):
-    """Everything that /metrics shows; one per application, with a registry of its own."""
+    """Everything that /metrics shows; one per application, with a registry of its own.
 
-    def __init__(self, engine: AsyncEngine, model: str, *, has_vllm_names: bool = False) -> None:
+    has_started: whether the facts of the engine's model are known.
+    """
+
+    def __init__(
+        self, engine: AsyncEngine, model: str, has_started: Callable[[], bool], *, has_vllm_names: bool = False
+    ) -> None:
         self._engine = engine
+        self._has_started = has_started
         self._model = model
         self._has_vllm_names = has_vllm_names
         self.histograms = {row.name: Histogram(row.bounds) for row in HISTOGRAMS}
@@ -257,7 +263,8 @@ class Metrics(Collector):
         yield self._by_reason("request_success", "finished_reason", self.ends, labels)
         refused = {reason: counters[name] for name, reason in VLLM_REJECTIONS.items() if name in counters}
         yield self._by_reason("admission_rejections", "reason", refused, labels)
-        yield self._cache_config(counters, labels)
+        if self._has_started():
+            yield self._cache_config(counters, labels)
         for row in HISTOGRAMS:
             for other in row.vllm:
                 yield self._histogram(f"vllm:{other}", row, labels)

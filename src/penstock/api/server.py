@@ -42,7 +42,7 @@ def serve(
     allow_open: listen beyond this machine although there are no API keys.
     """
     try:
-        listener = listen(app, host, port, allow_open=allow_open)
+        listener = listen(host, port, is_protected=app.has_keys or allow_open)
     except ConfigError as error:
         print(f"penstock: {error}", file=sys.stderr)
         return EXIT_CANNOT_START
@@ -50,13 +50,17 @@ def serve(
         return runner.run(serve_on(app, listener, drain_timeout_s=drain_timeout_s, on_ready=on_ready))
 
 
-def listen(app: App, host: str, port: int, *, allow_open: bool = False) -> socket.socket:
-    """A listening socket. Raises ConfigError, in one line, if there cannot or should not be one."""
+def listen(host: str, port: int, *, is_protected: bool = False) -> socket.socket:
+    """A listening socket. Raises ConfigError, in one line, if there cannot or should not be one.
+
+    Needs nothing but the address, so that a port in use is known before a model is loaded. is_protected: keys are
+    set, or an open server was asked for; without that only loopback addresses are listened on.
+    """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     except (OSError, OverflowError) as error:
         raise ConfigError(f"cannot listen on {host}:{port}: {error}. Check the host and the port.") from error
-    if not (app.has_keys or allow_open or ipaddress.ip_address(address[0]).is_loopback):
+    if not (is_protected or ipaddress.ip_address(address[0]).is_loopback):
         raise ConfigError(
             f"{host} can be reached from other machines and no API key is set. Set one, or allow an open server."
         )
@@ -75,7 +79,7 @@ async def serve_on(
     drain_timeout_s: float = 30.0,
     on_ready: Callable[[str], None] | None = None,
 ) -> int:
-    """Serve on a socket in the running loop. In the main thread it answers to signals."""
+    """Serve on a socket in the running loop, which is the engine's too. In the main thread it answers to signals."""
     server = Server(app, drain_timeout_s, on_ready)
     return await server.run_on(listener)
 

@@ -30,6 +30,7 @@ from penstock.api.schema import (
 from penstock.core.errors import InvalidRequest, PromptTooLong
 from penstock.core.executor import ModelFacts
 from penstock.core.request import NO_OBJECTIVE, Objective, Request, SamplingParams
+from penstock.engine.outputs import AsyncEngine
 from penstock.text.chat_template import ChatTemplate
 from penstock.text.tokenizer import Tokenizer, check_text
 
@@ -37,6 +38,7 @@ T = TypeVar("T")
 _ID = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 MAX_NAME_CHARS = 256
 MAX_PRIORITY = 2**31
+MAX_TOKENS = 2**31  # above every context; larger numbers have no form on the way to an engine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +67,7 @@ class Job:
 class Translator:
     """Everything that turning a body into a job needs. draw_seed: a new seed for a request that brings none."""
 
-    facts: ModelFacts
+    engine: AsyncEngine
     tokenizer: Tokenizer
     template: ChatTemplate
     threads: ThreadPoolExecutor
@@ -73,6 +75,10 @@ class Translator:
     model_names: tuple[str, ...]
     has_keys: bool
     draw_seed: Callable[[], int]
+
+    @property
+    def facts(self) -> ModelFacts:
+        return self.engine.facts  # known once the engine has started, which may be after us
 
     def check_model(self, name: str | None) -> None:
         """Raise UnknownModel unless it is one of ours, or none was named."""
@@ -199,6 +205,9 @@ class Translator:
             check_text(text, "stop")
         stop_token_ids = tuple(body.stop_token_ids or ())
         self.check_ids(stop_token_ids, "stop_token_ids")
+        for name, asked in (("max_tokens", max_tokens), ("min_tokens", body.min_tokens)):
+            if asked is not None and asked >= MAX_TOKENS:
+                raise InvalidRequest(f"{name} is far above every context: give less than {MAX_TOKENS}", param=name)
         if body.prompt_logprobs is not None and body.stream:
             raise InvalidRequest(
                 "prompt_logprobs cannot be streamed: leave out one of the two", param="prompt_logprobs"
