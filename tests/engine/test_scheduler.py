@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -13,15 +12,16 @@ from hypothesis import strategies as st
 
 from penstock.core.clock import VirtualClock
 from penstock.core.errors import InvalidRequest, NeverFits, Overloaded, PolicyViolation, PromptTooLong
-from penstock.core.plan import NO_DECODE, Chunk, Plan
+from penstock.core.plan import Chunk, Plan
 from penstock.core.request import Request, SamplingParams
-from penstock.core.sequence import FinishReason, SequenceView
-from penstock.core.view import Preemption, View, Yield, next_chunk
+from penstock.core.sequence import FinishReason
+from penstock.core.view import View, next_chunk
 from penstock.engine.limits import QueueLimits
 from penstock.engine.loop import Engine, build_engine
 from penstock.engine.scheduler import SEED_STRIDE
 from penstock.policy.presets import PRESETS, Policies, build_policies
 from tests.engine.oracle import N_LAYERS, OracleExecutor, continuation, facts
+from tests.engine.unruly import Outcome, RandomLayers, Restless
 
 
 def make_engine(n_blocks: int = 64, policies: Policies | None = None, max_rows: int = 8, **options: object) -> Engine:
@@ -33,34 +33,6 @@ def make_engine(n_blocks: int = 64, policies: Policies | None = None, max_rows: 
 def request(name: str, prompt: Sequence[int], max_tokens: int = 8, n: int = 1, **options: object) -> Request:
     sampling = SamplingParams(max_tokens=max_tokens, temperature=0.0, n=n)
     return Request(id=name, prompt=list(prompt), sampling=sampling, **options)  # type: ignore[arg-type]
-
-
-class Outcome:
-    """What a front end would have put together from the updates."""
-
-    def __init__(self) -> None:
-        self.tokens: defaultdict[tuple[str, int], list[int]] = defaultdict(list)
-        self.reasons: dict[tuple[str, int], FinishReason] = {}
-
-    def take(self, engine: Engine) -> None:
-        for update in engine.take_updates():
-            self.note(update)
-
-    def note(self, update) -> None:  # type: ignore[no-untyped-def]
-        key = (update.request_id, update.index)
-        assert key not in self.reasons, f"{key} went on after its end"
-        self.tokens[key].extend(update.tokens)
-        if update.finish is not None:
-            self.reasons[key] = update.finish
-
-    def run(self, engine: Engine, steps: int = 10_000) -> None:
-        for _ in range(steps):
-            if not engine.has_work:
-                return
-            for update in engine.step():
-                self.note(update)
-            engine.scheduler.audit()
-        raise AssertionError("the engine does not come to an end")
 
 
 def test_a_request_gets_the_continuation_of_its_prompt():
@@ -239,50 +211,6 @@ def replace_batch(policy: object) -> Policies:
 
 
 # --- every interleaving gives every request its own tokens ------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class RandomLayers:
-    """Cuts prompts anywhere along tokens and layers, and skips decodes now and then; decided by counting."""
-
-    cuts: tuple[int, ...]
-
-    def batch(self, view: View) -> Plan:
-        turn = int(view.now_s)
-        chunks = []
-        for k, seq in enumerate(view.prefilling):
-            pick = self.cuts[(turn + k) % len(self.cuts)]
-            if pick == 0:
-                continue
-            stop = seq.pass_stop_tokens or min(seq.total_tokens, seq.planned_tokens + pick)
-            stop_layer = min(N_LAYERS, seq.layers_done + 1 + pick % N_LAYERS)
-            chunks.append(
-                Chunk(
-                    row=seq.row or 0, start=seq.planned_tokens, stop=stop, first_layer=seq.layers_done,
-                    stop_layer=stop_layer,
-                )
-            )  # fmt: skip
-        skip = bool(chunks) and self.cuts[turn % len(self.cuts)] % 2 == 0
-        return Plan(decode=NO_DECODE if skip else view.decoding, chunks=tuple(chunks))
-
-
-@dataclass(frozen=True)
-class Restless:
-    """Pauses or preempts of free will, now and then, but never the oldest."""
-
-    every: int
-
-    def choose(self, view: View) -> Sequence[Preemption]:
-        running = [seq for seq in view.running if seq.state.value == "running"]
-        if len(running) < 2 or int(view.now_s) % self.every:
-            return ()
-        how = Yield.PAUSE if int(view.now_s) % (2 * self.every) else Yield.RECOMPUTE
-        return (Preemption(max(running, key=lambda seq: (seq.arrival_s, seq.id)).row or 0, how),)
-
-    def victim(self, view: View, candidates: Sequence[SequenceView]) -> Preemption:
-        newest = max(candidates, key=lambda seq: (seq.arrival_s, seq.id))
-        assert newest.row is not None
-        return Preemption(newest.row)
 
 
 actions = st.lists(

@@ -1,0 +1,136 @@
+"""The whole engine against transformers: greedy output is the same, however a request was served."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from penstock.core.clock import VirtualClock
+from penstock.core.request import Request, SamplingParams
+from penstock.core.sequence import FinishReason
+from penstock.engine.loop import build_engine
+from penstock.policy.presets import PRESETS, build_policies
+from penstock.runtime.build import build_executor
+from tests.engine.unruly import Outcome, RandomLayers, Restless
+from tests.models.checkpoints import VOCAB_SIZE, make_model, save
+
+FAMILIES = ("llama3-gqa", "qwen3", "qwen3-moe-mixed")
+MAX_NEW_TOKENS = 14
+CONTEXT = 96
+PROMPT_LENGTHS = (1, 3, 7, 8, 9, 16, 17, 30, 41)
+
+
+def prompts() -> list[list[int]]:
+    """Lengths around the block size; all but two are prefixes of one text, so that the cache is hit."""
+    generator = torch.Generator().manual_seed(1)
+    text = torch.randint(0, VOCAB_SIZE, (64,), generator=generator).tolist()
+    other = torch.randint(0, VOCAB_SIZE, (64,), generator=generator).tolist()
+    return [text[:n] for n in PROMPT_LENGTHS] + [other[:12], text[:20] + other[:9]]
+
+
+PROMPTS = prompts()
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """family -> (folder, the greedy continuation of every prompt by transformers)."""
+
+    @cache
+    def make(family):
+        model = make_model(family)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # theirs, about generation options that greedy decoding ignores
+            wanted = [
+                model.generate(
+                    torch.tensor([ids]),
+                    attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+                    max_new_tokens=MAX_NEW_TOKENS,
+                    do_sample=False,
+                    eos_token_id=None,
+                    pad_token_id=0,
+                )[0, len(ids) :].tolist()
+                for ids in PROMPTS
+            ]
+        return save(model, tmp_path_factory.mktemp(family)), wanted
+
+    return make
+
+
+requests = st.lists(
+    st.tuples(
+        st.integers(0, len(PROMPTS) - 1),
+        st.integers(1, MAX_NEW_TOKENS),
+        st.sampled_from([1, 1, 1, 2]),  # samples: greedy, so all alike
+        st.integers(0, 5),  # steps before the next one arrives
+        st.booleans(),  # cancelled on the way
+    ),
+    min_size=1,
+    max_size=9,
+)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    asked=requests,
+    n_blocks=st.integers(24, 60),
+    max_rows=st.integers(1, 6),
+    look_ahead=st.integers(0, 2),
+    preset=st.sampled_from(sorted(PRESETS)),
+    budget_tokens=st.sampled_from([1, 5, 16, 64]),
+    cuts=st.one_of(st.none(), st.lists(st.integers(0, 9), min_size=1, max_size=4).filter(any)),
+    restless=st.one_of(st.none(), st.integers(2, 5)),
+)
+def test_greedy_output_is_that_of_transformers_however_a_request_was_served(
+    reference, family, asked, n_blocks, max_rows, look_ahead, preset, budget_tokens, cuts, restless
+):
+    folder, wanted = reference(family)
+    policies = build_policies(preset, options={"batch": {"budget_tokens": budget_tokens}})
+    if cuts is not None:
+        policies = replace(policies, batch=RandomLayers(tuple(cuts)))
+    if restless is not None:
+        policies = replace(policies, preempt=Restless(restless))
+    executor = build_executor(
+        folder, dtype="float32", kv_memory_bytes=1 << 20, max_rows=max_rows, block_tokens=4, max_model_tokens=CONTEXT
+    )
+    clock = VirtualClock()
+    # The scheduler is told of fewer blocks than there are, so that memory runs short.
+    engine = build_engine(executor, (n_blocks,), policies, clock=clock, look_ahead=look_ahead)
+    outcome = Outcome()
+
+    def step() -> None:
+        clock.advance(1.0)
+        for update in engine.step():
+            outcome.note(update)
+        engine.scheduler.audit()
+
+    cancelled = set()
+    for k, (prompt, max_tokens, n, wait_steps, is_cancelled) in enumerate(asked):
+        sampling = SamplingParams(max_tokens=max_tokens, temperature=0.0, n=n, ignore_eos=True)
+        engine.add(Request(id=f"r{k}", prompt=PROMPTS[prompt], sampling=sampling, arrival_s=clock.now_s()))  # type: ignore[arg-type]
+        for _ in range(wait_steps):
+            step()
+        if is_cancelled and k:
+            engine.abort(f"r{k - 1}")
+            outcome.take(engine)
+            cancelled.add(k - 1)
+    for _ in range(3000):
+        if not engine.has_work:
+            break
+        step()
+    assert not engine.has_work, "the engine does not come to an end"
+    engine.close()
+    for k, (prompt, max_tokens, n, _, _) in enumerate(asked):
+        for index in range(n):
+            got = outcome.tokens[f"r{k}", index]
+            assert got == wanted[prompt][: len(got)]
+            if k not in cancelled:
+                assert got == wanted[prompt][:max_tokens]
+                assert outcome.reasons[f"r{k}", index] is FinishReason.LENGTH
+    assert engine.scheduler.ledger.accepted == sum(engine.scheduler.ledger.ended.values())
