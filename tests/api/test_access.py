@@ -106,6 +106,19 @@ def test_a_configuration_without_a_name_is_refused():
         ApiConfig(model_names=())
 
 
+@pytest.mark.parametrize("origin", ["https://evil.example", "http://127.0.0.1", "http://127.0.0.1:1", "null", ""])
+def test_a_web_page_of_another_origin_gets_nothing(server, origin):
+    for method, path in each_route(server.app):
+        response = server.http.request(method, path, json=BODIES.get(path), headers={"origin": origin})
+        assert response.status_code == 403, path
+        assert not any(name.startswith("access-control") for name in response.headers)
+    assert server.engine.requests == []
+
+
+def test_a_page_of_our_own_is_served(server):
+    assert server.http.get("/v1/models", headers={"origin": server.url}).status_code == 200
+
+
 def test_a_websocket_is_closed(tokenizer):
     import asyncio
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from prometheus_client import CONTENT_TYPE_LATEST
 
 import penstock
-from penstock.api.auth import OPEN_ROUTES, Gate
+from penstock.api.auth import OPEN_ROUTES, Gate, check_origin
 from penstock.api.errors import Draining, NotAllowed, NotFound, NotReady, Starting, refusal_of
 from penstock.api.http import Call, ClientGone, Receive, Response, Scope, Send, json_response
 from penstock.api.limits import Limits, check_headers, read_body
@@ -154,6 +154,7 @@ class App:
         route, status = "unknown", 200
         try:
             check_headers(call.scope["headers"], self._config.limits)
+            check_origin(call)
             call.caller = self._gate.admit(call)
             route, handler = self._find(call)
             response = await handler(call)

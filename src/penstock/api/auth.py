@@ -6,7 +6,7 @@ import hashlib
 import hmac
 from collections.abc import Iterable
 
-from penstock.api.errors import Unauthorized
+from penstock.api.errors import Forbidden, Unauthorized
 from penstock.api.http import Call
 from penstock.core.errors import ConfigError
 
@@ -41,6 +41,13 @@ class Gate:
         if not any(matches):
             raise Unauthorized("a valid API key is needed: send it as `Authorization: Bearer KEY`")
         return digest.hex()[:16]
+
+
+def check_origin(call: Call) -> None:
+    """Raise Forbidden for a web page of another origin: a browser lets it post to a server on the user's machine."""
+    origin = call.headers.get("origin")
+    if origin is not None and origin.partition("://")[2] != call.headers.get("host"):
+        raise Forbidden("a web page of another origin may not use this server")
 
 
 def _key(call: Call) -> str:

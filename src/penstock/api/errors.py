@@ -2,7 +2,7 @@
 
 ApiError                     status, code and extra headers of its own; raised within this package
 ├── BadBody                                  400: not JSON, or a field of a wrong type
-├── Unauthorized                             401
+├── Unauthorized, Forbidden                  401, 403
 ├── NotFound, UnknownModel, NotAllowed       404, 404, 405
 ├── TooSlow, TooLarge                        408, 413
 ├── WrongEncoding, HeadersTooLarge           415, 431
@@ -47,6 +47,11 @@ class Unauthorized(ApiError):
     status = 401
     code = "invalid_api_key"
     headers = ((b"www-authenticate", b"Bearer"),)
+
+
+class Forbidden(ApiError):
+    status = 403
+    code = "cross_origin"
 
 
 class NotFound(ApiError):
@@ -119,7 +124,7 @@ class Aborted(GenerationFailed):
     code = "aborted"
 
 
-TYPES = {401: "authentication_error", 429: "rate_limit_error", 503: "service_unavailable"}
+TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error", 503: "service_unavailable"}
 
 
 class _Detail(msgspec.Struct):

@@ -20,10 +20,11 @@ import uvloop
 
 from penstock.api.app import App
 from penstock.api.protocol import Connection
-from penstock.core.errors import ConfigError
+from penstock.core.errors import ConfigError, PenstockError
 
 logger = logging.getLogger(__name__)
 KEEP_ALIVE_S = 60  # longer than clients keep idle connections, so that they close first
+LAST_WORDS_S = 2  # after the drain: for what is written but not yet read
 EXIT_OK, EXIT_CANNOT_START, EXIT_FORCED = 0, 1, 130
 BACKLOG = 2048
 
@@ -99,6 +100,7 @@ class Server(uvicorn.Server):
                 server_header=False,
                 proxy_headers=False,
                 timeout_keep_alive=KEEP_ALIVE_S,
+                timeout_graceful_shutdown=LAST_WORDS_S,
                 backlog=BACKLOG,
             )
         )
@@ -129,8 +131,10 @@ class Server(uvicorn.Server):
     async def _drain(self) -> None:
         try:
             await self._app.drain(self._drain_timeout_s)
+        except PenstockError as error:
+            logger.error("the engine could not be drained: %s", error)
         finally:
-            self.should_exit = True  # even if the engine died: then there is nothing to wait for
+            self.should_exit = True
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
