@@ -137,7 +137,7 @@ def test_a_trace_may_begin_at_any_hour():
 )
 def test_lengths_have_the_published_means_and_quantiles(model, input_stats, output_stats):
     rng = np.random.default_rng(0)
-    inputs = model.draw_inputs(rng, 200_000)
+    inputs = model.draw_inputs(rng, 800_000)
     outputs = model.draw_outputs(rng, inputs)
     for drawn, stats in ((inputs, input_stats), (outputs, output_stats)):
         for name, value in stats.items():
@@ -289,6 +289,14 @@ def test_adding_a_service_leaves_the_others_as_they_were():
     assert list(generate(alone, 5)) == [request for request in generate(both, 5) if request.client.startswith("chat")]
 
 
+def test_kinds_of_traffic_with_one_seed_ask_for_the_same_lengths_in_the_same_order():
+    steady_rows, burst_rows = (list(generate(preset(name, duration_s=300.0), 5)) for name in ("steady", "bursts"))
+    both = list(zip(steady_rows, burst_rows, strict=False))
+    assert len(both) > 200
+    assert all((one.input_tokens, one.output_tokens) == (two.input_tokens, two.output_tokens) for one, two in both)
+    assert [one.arrival_s for one, _ in both] != [two.arrival_s for _, two in both]
+
+
 def test_a_trace_is_the_same_bytes_in_another_process(tmp_path):
     code = (
         "import sys; from pathlib import Path; from penstock.workload.burstgpt import generate;"
@@ -308,9 +316,9 @@ def test_the_header_is_enough_to_make_the_trace_again():
     assert list(generate(spec, 3)) == list(trace)
 
 
-@pytest.mark.parametrize(("keeps", "dwell_s"), [(True, 5.0), (False, 10.0)])
+@pytest.mark.parametrize(("keeps", "dwell_s"), [(True, 20.0), (False, 40.0)])
 def test_a_higher_rate_keeps_either_the_calls_or_the_seconds_of_a_burst(keeps, dwell_s):
-    spec = preset("bursts", rate_per_s=1.0, duration_s=400.0)
+    spec = preset("bursts", rate_per_s=1.0, duration_s=600.0)
     faster = at_rate(spec, 2.0, keeps_burst_requests=keeps)
     assert faster.rate_per_s == 2.0
     assert faster.services[0].regimes[1].mean_dwell_s == dwell_s

@@ -5,8 +5,8 @@ A trace is the sum of services. A service's calls arrive in Gamma gaps under a c
 sessions*: the number of turns is a rounded log-normal, a turn comes a log-normal pause after the answer to the one
 before, and its prompt is everything said so far plus new text. `rate_per_s` counts calls, later turns included, and is
 exact in expectation: a turn that falls behind the end of the trace is put, as part of a session that began before it,
-at the same distance behind its start. Every service has a random stream of its own, named by the service: adding one
-leaves the others as they were.
+at the same distance behind its start. Random streams are named by service and purpose: adding a service leaves the
+others as they were, and two kinds of traffic with one seed ask for the same lengths in the same order.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from __future__ import annotations
 import hashlib
 import heapq
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -116,7 +117,7 @@ class GeneratorSpec:
 
 def generate(spec: GeneratorSpec, seed: int) -> Trace:
     """The trace of a spec and a seed: the same rows wherever and whenever it is made."""
-    parts = [_Calls.draw(_stream(seed, service.name), service, spec) for service in spec.services]
+    parts = [_Calls.draw(partial(_stream, seed, service.name), service, spec) for service in spec.services]
 
     def source() -> Iterator[TraceRequest]:
         rows = (part.rows(service, spec.block_tokens) for part, service in zip(parts, spec.services, strict=True))
@@ -133,9 +134,12 @@ def generate(spec: GeneratorSpec, seed: int) -> Trace:
     return Trace(header, source)
 
 
-def _stream(seed: int, name: str) -> np.random.Generator:
-    key = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
+def _stream(seed: int, service: str, purpose: str) -> np.random.Generator:
+    key = int.from_bytes(hashlib.blake2b(f"{service}/{purpose}".encode(), digest_size=8).digest(), "little")
     return np.random.default_rng([seed, key])
+
+
+Streams = Callable[[str], np.random.Generator]  # by purpose
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,30 +156,31 @@ class _Calls:
     clients: Counts
 
     @classmethod
-    def draw(cls, rng: np.random.Generator, service: ServiceSpec, spec: GeneratorSpec) -> _Calls:
+    def draw(cls, stream: Streams, service: ServiceSpec, spec: GeneratorSpec) -> _Calls:
         law = service.sessions
         start_rate_per_s = service.rate_per_s / (law.mean_turns if law else 1.0)
+        times, inputs_rng, outputs_rng, pauses_rng = map(stream, ("arrivals", "inputs", "outputs", "pauses"))
         segments = draw_segments(
-            rng, service.regimes, start_rate_per_s, spec.duration_s, service.profile, is_path_exact=spec.is_path_exact
+            times, service.regimes, start_rate_per_s, spec.duration_s, service.profile, is_path_exact=spec.is_path_exact
         )
-        starts_s = draw_arrivals(rng, segments)
-        n_turns = law.draw_turns(rng, starts_s.size) if law else np.ones(starts_s.size, dtype=np.int64)
-        clients = rng.integers(0, service.n_clients, starts_s.size)
+        starts_s = draw_arrivals(times, segments)
+        n_turns = law.draw_turns(stream("turns"), starts_s.size) if law else np.ones(starts_s.size, dtype=np.int64)
+        clients = stream("clients").integers(0, service.n_clients, starts_s.size)
         lengths, asked = service.lengths, law or SessionLaw()
         times_s, said, alive = starts_s, np.zeros(starts_s.size), np.arange(starts_s.size)
         pauses_s = np.full(starts_s.size, np.nan)
         turns: list[tuple[Any, ...]] = []
         for turn in range(int(n_turns.max(initial=0))):  # all sessions at once, one turn after the other
-            new_text = lengths.draw_inputs(rng, alive.size) * (asked.new_text_frac if turn else 1.0)
+            new_text = lengths.draw_inputs(inputs_rng, alive.size) * (asked.new_text_frac if turn else 1.0)
             inputs = np.minimum(said, asked.history_cap_tokens) + new_text
-            outputs = lengths.draw_outputs(rng, inputs)
+            outputs = lengths.draw_outputs(outputs_rng, inputs)
             turns.append((times_s, alive, np.full(alive.size, turn), pauses_s, inputs, outputs))
             goes_on = n_turns[alive] > turn + 1
             answers_s = lengths.tokens(outputs, lengths.max_output_tokens) / asked.answer_tokens_per_s
-            pauses_s = asked.draw_pauses_s(rng, int(goes_on.sum()))
+            pauses_s = asked.draw_pauses_s(pauses_rng, int(goes_on.sum()))
             times_s = times_s[goes_on] + answers_s[goes_on] + pauses_s
             said, alive = (inputs + outputs)[goes_on], alive[goes_on]
-        return cls._joined(rng, turns, clients, service, spec.duration_s)
+        return cls._joined(stream("failures"), turns, clients, service, spec.duration_s)
 
     @classmethod
     def _joined(

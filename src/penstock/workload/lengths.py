@@ -82,9 +82,9 @@ class LengthModel:
 
     def draw_inputs(self, rng: np.random.Generator, count: int) -> Floats:
         """Unscaled prompt lengths."""
-        drawn = self.inputs.quantile(rng.random(count))
-        is_tail = rng.random(count) < self.tail_frac
-        return np.where(is_tail, 32_768 * (126_000 / 32_768) ** rng.random(count), drawn)
+        body, tail, is_tail = rng.random((count, 3)).T  # a row per request: the first ones never depend on the count
+        long_tokens = 32_768 * (126_000 / 32_768) ** tail
+        return np.where(is_tail < self.tail_frac, long_tokens, self.inputs.quantile(body))
 
     def draw_outputs(self, rng: np.random.Generator, inputs: Floats) -> Floats:
         """Unscaled answer lengths, given the unscaled prompts."""

@@ -77,7 +77,7 @@ def preset(
     regimes: Mapping[str, tuple[Regime, ...]] = {
         Traffic.STEADY: steady(1.0),
         Traffic.RAGGED: steady(0.5),
-        Traffic.BURSTS: burst_regimes(dwell_s=duration_s / 40),
+        Traffic.BURSTS: burst_regimes(dwell_s=duration_s / 15),
         Traffic.DAY: steady(0.8),
     }
     service = ServiceSpec(
