@@ -8,9 +8,10 @@ content on its way (*moving*, *in transfer*) belongs to no sequence and may not 
 from __future__ import annotations
 
 import heapq
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
+from itertools import islice
 
 from penstock.core.errors import IllegalTransition
 from penstock.core.view import RetainPolicy
@@ -58,7 +59,7 @@ class BlockPool:
         self._users = [0] * n_blocks
         self._counts = dict.fromkeys(B, 0)
         self._counts[B.FREE] = n_blocks
-        self._free = deque(range(n_blocks))
+        self._free = OrderedDict.fromkeys(range(n_blocks))  # in the order in which they became free
         self._pins: list[tuple[float, int]] = []  # (until_s, block), a heap; a stale entry is passed over
         self._pinned_until_s: dict[int, float] = {}
 
@@ -77,41 +78,59 @@ class BlockPool:
         """Blocks that `try_take` can hand out: free, or cached and evictable."""
         return self._counts[B.FREE] + self._counts[B.CACHED]
 
-    def move(self, block: int, to: BlockState) -> None:
-        """Change a block's state. Raises IllegalTransition if the table has no such move."""
+    def move(self, block: int, to: BlockState, now_s: float) -> None:
+        """Change the state of a block that no sequence uses: between tiers, or to another instance.
+
+        Raises IllegalTransition, and changes nothing, if the table has no such move.
+        """
+        self._check_legal(block, to)
+        assert B.ACTIVE not in (self._state[block], to), "active blocks come and go with their users"
+        assert to is not B.PINNED, "a pin has a time: give the block back with it"
+        self._move(block, to)
+        if to is B.CACHED:
+            self.retain.on_cached(block, now_s)
+
+    def _check_legal(self, block: int, to: BlockState) -> None:
         at = self._state[block]
         if to not in NEXT[at]:
-            raise IllegalTransition(f"block {block}: {at.value} -> {to.value} is not a legal move")
-        if at is B.CACHED:
+            legal = ", ".join(sorted(state.value for state in NEXT[at]))
+            raise IllegalTransition(
+                f"block {block}: {at.value} -> {to.value} is not a legal move; from here it may go to {legal}"
+            )
+
+    def _move(self, block: int, to: BlockState) -> None:
+        self._check_legal(block, to)
+        at = self._state[block]
+        if at is B.FREE:
+            del self._free[block]
+        elif at is B.CACHED:
+            if to is B.FREE:
+                self._on_evict(block)
             self.retain.on_removed(block)
-        if at is B.PINNED:
+        elif at is B.PINNED:
             del self._pinned_until_s[block]
         self._state[block] = to
         self._counts[at] -= 1
         self._counts[to] += 1
         if to is B.FREE:
-            self._free.append(block)
+            self._free[block] = None
 
     def try_take(self, n: int) -> tuple[int, ...] | None:
         """`n` blocks for one user, evicting cached ones if it must. None, and nothing changed, if they are too few."""
         if n > self.available:
             return None
         while len(self._free) < n:
-            self._evict(self.retain.victim())
-        taken = tuple(self._free.popleft() for _ in range(n))
+            self._move(self.retain.victim(), B.FREE)
+        taken = tuple(islice(self._free, n))
         for block in taken:
-            self.move(block, B.ACTIVE)
+            self._move(block, B.ACTIVE)
             self._users[block] = 1
         return taken
-
-    def _evict(self, block: int) -> None:
-        self._on_evict(block)
-        self.move(block, B.FREE)
 
     def share(self, block: int) -> None:
         """One more user of a block with content: it becomes, or stays, active."""
         if self._state[block] is not B.ACTIVE:
-            self.move(block, B.ACTIVE)
+            self._move(block, B.ACTIVE)
         self._users[block] += 1
 
     def give_back(self, block: int, *, keep: bool, now_s: float, pin_until_s: float | None = None) -> None:
@@ -121,15 +140,15 @@ class BlockPool:
         if self._users[block]:
             return
         if not keep:
-            self.move(block, B.FREE)
+            self._move(block, B.FREE)
         elif pin_until_s is not None and pin_until_s > now_s:
             self._pin(block, pin_until_s)
         else:
-            self.move(block, B.CACHED)
+            self._move(block, B.CACHED)
             self.retain.on_cached(block, now_s)
 
     def _pin(self, block: int, until_s: float) -> None:
-        self.move(block, B.PINNED)
+        self._move(block, B.PINNED)
         self._pinned_until_s[block] = until_s
         heapq.heappush(self._pins, (until_s, block))
 
@@ -142,7 +161,7 @@ class BlockPool:
 
     def unpin(self, block: int, now_s: float) -> None:
         """End a pin early."""
-        self.move(block, B.CACHED)
+        self._move(block, B.CACHED)
         self.retain.on_cached(block, now_s)
 
     def audit(self, tables: Iterable[Iterable[int]]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 from penstock.core.sequence import SequenceView
 
 
@@ -9,7 +11,8 @@ class LeastRecentlyUsed:
     """Evict in the order in which blocks became unused. Constant time per event."""
 
     def __init__(self) -> None:
-        self._order: dict[int, None] = {}  # a dict keeps insertion order: oldest first
+        # Oldest first. Not a dict: finding the first key of one that shrank at the front walks over every hole.
+        self._order: OrderedDict[int, None] = OrderedDict()
 
     def pin_until_s(self, seq: SequenceView, now_s: float) -> float | None:
         return None
