@@ -65,6 +65,13 @@ def test_the_switch_adds_the_names_of_vllm(server):
     assert "vllm:spec_decode_num_drafts_total" not in found  # not measured, so not shown
 
 
+def test_no_two_families_share_a_name(server):
+    server.post("/v1/completions", {"prompt": "x"})
+    text = server.http.get("/metrics").text
+    names = [family.name.removesuffix("_total") for family in text_string_to_metric_families(text)]
+    assert len(names) == len(set(names))
+
+
 def test_a_histogram_counts_a_value_on_a_bound_below_it():
     histogram = Histogram((1.0, 2.0))
     for number in (0.5, 1.0, 1.5, 2.0, 9.0):

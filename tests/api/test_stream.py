@@ -115,7 +115,8 @@ def test_a_foreign_error_says_nothing_of_itself(server, caplog):
     for text in (stream.text, plain.text):
         assert "internal_error" in text
         assert "secret" not in text
-    assert "RuntimeError" in caplog.text  # but the log has it
+    assert "RuntimeError" in caplog.text  # but the log has it, under the id that the client was told
+    assert f"call {plain.headers['x-request-id']} failed" in caplog.text
 
 
 @pytest.mark.parametrize("end", [FinishReason.ERROR, FinishReason.ABORT])

@@ -42,14 +42,18 @@ def json_response(value: object, status: int = 200, headers: tuple[Header, ...] 
 
 @dataclass(eq=False)
 class Call:
-    """One request and its answer. has_begun: the status is sent, an error must go into the stream."""
+    """One request and its answer.
+
+    id: what the answer, the log and the engine call it. caller: whose key it came with; empty without keys.
+    has_begun: the status is sent, an error must go into the stream.
+    """
 
     scope: Scope
     receive: Receive
     send: Send
     arrival_s: float
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
-    caller: str = ""  # whose key it came with; empty without keys
+    caller: str = ""
     extra_headers: tuple[Header, ...] = ()
     has_begun: bool = False
 
@@ -68,7 +72,7 @@ class Call:
 
     async def begin(self, status: int, content_type: bytes, headers: tuple[Header, ...] = ()) -> None:
         self.has_begun = True
-        head = [(b"content-type", content_type), *self.extra_headers, *headers]
+        head = [(b"content-type", content_type), (b"x-request-id", self.id.encode()), *self.extra_headers, *headers]
         await self.send({"type": "http.response.start", "status": status, "headers": head})
 
     async def write(self, data: bytes) -> None:

@@ -108,8 +108,8 @@ HISTOGRAMS = (
     _Row("prefill_seconds", "First plan to first token, per sample", WAIT_S, ("request_prefill_time_seconds",)),
     _Row("decode_seconds", "First token to end, per sample", WHOLE_S, ("request_decode_time_seconds",)),
     _Row("inference_seconds", "First plan to end, per sample", WHOLE_S, ("request_inference_time_seconds",)),
-    _Row("prompt_tokens", "Prompt tokens, per sample", COUNTS, ("request_prompt_tokens",)),
-    _Row("output_tokens", "Output tokens, per sample", COUNTS, ("request_generation_tokens",)),
+    _Row("request_prompt_tokens", "Prompt tokens, per sample", COUNTS, ("request_prompt_tokens",)),
+    _Row("request_output_tokens", "Output tokens, per sample", COUNTS, ("request_generation_tokens",)),
     _Row(
         "prefill_computed_tokens",
         "Prompt tokens that no cache held, per sample",
@@ -213,8 +213,8 @@ class Metrics(Collector):
             "prefill_seconds": None if ttft_s is None or queue_s is None else ttft_s - queue_s,
             "decode_seconds": None if ttft_s is None else e2e_s - ttft_s,
             "inference_seconds": None if queue_s is None else e2e_s - queue_s,
-            "prompt_tokens": stats.prompt_tokens,
-            "output_tokens": stats.output_tokens,
+            "request_prompt_tokens": stats.prompt_tokens,
+            "request_output_tokens": stats.output_tokens,
             "prefill_computed_tokens": stats.prompt_tokens - stats.cached_tokens,
             "preemptions_per_sample": stats.preemptions,
         }

@@ -49,7 +49,7 @@ class Generator:
             return await self._run(call, await self.translator.chat(body, call))
 
     async def _run(self, call: Call, job: Job) -> Response | None:
-        call.extra_headers += ((b"x-request-id", job.id.encode()),)
+        call.id = job.id
         tally = Tally(job)
         watched = self._watched(job, tally, self.metrics.begin(job))
         async with contextlib.aclosing(watched) as steps:
