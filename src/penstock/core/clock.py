@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from math import inf
 from typing import Protocol
 
 
@@ -29,7 +30,7 @@ class VirtualClock:
         return self._now_s
 
     def advance(self, by_s: float) -> None:
-        """Move forward. Raises ValueError for a negative step: time never runs backwards."""
-        if by_s < 0:
-            raise ValueError(f"a clock cannot go back by {-by_s} s")
+        """Move forward. Raises ValueError for a step that is negative or no number: time never runs backwards."""
+        if not 0 <= by_s < inf:
+            raise ValueError(f"a clock cannot move by {by_s} s")
         self._now_s += by_s

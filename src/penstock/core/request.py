@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import TYPE_CHECKING
 
 from penstock.core.errors import InvalidRequest
@@ -43,6 +45,11 @@ class Objective:
 
 
 NO_OBJECTIVE = Objective()
+
+
+def _is_text(value: str) -> bool:
+    """Half a surrogate pair, which JSON may bring, has no place in UTF-8, in a hash or on the wire."""
+    return value.isascii() or not any("\ud800" <= char <= "\udfff" for char in value)
 
 
 def _check(ok: bool, name: str, value: object, wanted: str) -> None:
@@ -97,6 +104,9 @@ class SamplingParams:
             "a long string",
             f"give at most {MAX_STOP_CHARS} characters each",
         )
+        _check(all(map(_is_text, self.stop)), "stop", "half a character", "give valid Unicode")
+        wrong_id = next((t for t in self.stop_token_ids if not 0 <= t < 2**31), None)
+        _check(wrong_id is None, "stop_token_ids", wrong_id, "give ids of tokens")
         for name in ("logprobs", "prompt_logprobs"):
             asked = getattr(self, name)
             _check(asked is None or 0 <= asked <= MAX_LOGPROBS, name, asked, f"give 0 to {MAX_LOGPROBS}")
@@ -126,9 +136,21 @@ class Request:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.prompt, array):
-            object.__setattr__(self, "prompt", array("i", self.prompt))
+        if not (isinstance(self.prompt, array) and self.prompt.typecode == "i"):
+            object.__setattr__(self, "prompt", _token_ids(self.prompt))
+        for name in ("id", "client", "program", "category", "cache_salt"):
+            value = getattr(self, name)
+            _check(value is None or _is_text(value), name, value, "give valid Unicode")
         _check(bool(self.id), "id", self.id, "give a request id")
         _check(len(self.prompt) > 0, "prompt", "empty", "give at least one token")
+        _check(isfinite(self.arrival_s), "arrival_s", self.arrival_s, "give a time in seconds")
+        _check(-(2**63) <= self.priority < 2**63, "priority", self.priority, "give a 64-bit number")
         salt_ok = len(self.cache_salt) <= MAX_SALT_CHARS and not set(self.cache_salt) & set("@/\\\0")
         _check(salt_ok, "cache_salt", self.cache_salt[:16], f"at most {MAX_SALT_CHARS} characters, none of @ / \\ NUL")
+
+
+def _token_ids(prompt: Iterable[int]) -> Tokens:
+    try:
+        return array("i", prompt)
+    except (OverflowError, TypeError, ValueError) as wrong:
+        raise InvalidRequest(f"prompt: token ids are 32-bit numbers ({wrong})", param="prompt") from None
