@@ -152,8 +152,9 @@ class _Sample:
             error="the script says so" if self.is_over and self._end is FinishReason.ERROR else None,
         )
 
-    def _prompt_entries(self, n: int) -> tuple[TokenLogprobs | None, ...]:
-        return (None, *(entry(token, n) for token in self._request.prompt[1:]))
+    def _prompt_entries(self, n: int) -> tuple[TokenLogprobs | None, ...] | None:
+        rest = self._request.prompt[1:]
+        return (None, *(entry(token, n) for token in rest)) if rest else None  # as the engine does
 
     def _stats(self) -> RequestStats:
         return RequestStats(

@@ -188,6 +188,15 @@ def test_scoring_alone_returns_nothing_new(server):
     assert choice["finish_reason"] == "length"
 
 
+def test_a_prompt_of_one_token_has_nothing_to_score(server):
+    for max_tokens in (0, 1):
+        body = {"prompt": [[10]], "max_tokens": max_tokens, "logprobs": 1, "echo": True}
+        logprobs = completion(server, **body)["choices"][0]["logprobs"]
+        assert logprobs["token_logprobs"] == [None] + [-1.5] * max_tokens
+        assert server.post("/v1/completions", {**body, "stream": True}).text.count('"error"') == 0
+    assert completion(server, prompt=[10], prompt_logprobs=1)["choices"][0]["prompt_logprobs"] == [None]
+
+
 def test_echo_puts_the_prompt_before_each_answer(server):
     answer = completion(server, prompt=["one", "two"], echo=True, n=2)
     assert [choice["text"] for choice in answer["choices"]] == [f"one{REPLY}"] * 2 + [f"two{REPLY}"] * 2

@@ -137,7 +137,9 @@ def echoed(
     For a call that only scores, the one token that was made is left out.
     """
     assert job.echo is not None
-    tokens, entries = tuple(job.requests[prompt].prompt), tuple(prompt_entries or ())
+    tokens, entries = tuple(job.requests[prompt].prompt), prompt_entries
+    if entries is None:
+        entries = (None,)  # a prompt of one token has nothing to tell; for any other the lengths will not match
     if job.is_scoring:
         return job.echo[prompt], tokens, entries
     return job.echo[prompt] + delta.text, tokens + delta.tokens, entries + delta.logprobs

@@ -45,7 +45,8 @@ class Call:
     """One request and its answer.
 
     id: what the answer, the log and the engine call it. caller: whose key it came with; empty without keys.
-    has_begun: the status is sent, an error must go into the stream.
+    has_begun: the status is sent, an error must go into the stream. has_ended: all is sent; the server says
+    "disconnect" from then on, whether the client left or not.
     """
 
     scope: Scope
@@ -56,6 +57,7 @@ class Call:
     caller: str = ""
     extra_headers: tuple[Header, ...] = ()
     has_begun: bool = False
+    has_ended: bool = False
 
     @property
     def path(self) -> str:
@@ -80,6 +82,7 @@ class Call:
         await self.send({"type": "http.response.body", "body": data, "more_body": True})
 
     async def end(self, data: bytes = b"") -> None:
+        self.has_ended = True
         await self.send({"type": "http.response.body", "body": data, "more_body": False})
 
     async def answer(self, response: Response) -> None:
@@ -98,8 +101,9 @@ class Call:
             nonlocal is_gone
             while (await self.receive())["type"] != "http.disconnect":
                 pass
-            is_gone = True
-            task.cancel()
+            if not self.has_ended:
+                is_gone = True
+                task.cancel()
 
         watcher = asyncio.create_task(watch())
         try:

@@ -129,7 +129,7 @@ class Generator:
         choice["finish_reason"] = whole.finish_reason
         choice["stop_reason"] = whole.stop
         if job.has_prompt_logprobs:
-            choice["prompt_logprobs"] = prompt_logprobs(self.names, prompt_entries or ())
+            choice["prompt_logprobs"] = prompt_logprobs(self.names, prompt_entries or (None,))
         return choice
 
 
