@@ -82,10 +82,10 @@ def test_a_run_without_answers_has_figures_that_say_so():
 
 def test_the_interval_holds_the_true_difference_about_as_often_as_it_says():
     held, rng = 0, np.random.default_rng(5)
-    for seed in range(40):
+    for seed in range(20):
         one, two = (run_with(rng.lognormal(mean, 0.5, 150)) for mean in (0.0, 0.3))
         shifted = replace(two, records=tuple(replace(record, client="other") for record in two.records))  # not paired
         found = {difference.name: difference for difference in compare(one, shifted, seed=seed).differences}
         ttft = found["TTFT p50"]
         held += ttft.low <= 1000 * (np.exp(0.3) - 1.0) <= ttft.high
-    assert held >= 34
+    assert held >= 16

@@ -126,6 +126,21 @@ def test_a_pause_that_outlasts_the_replay_is_not_waited_for():
     assert [record.outcome for record in records] == [Outcome.OK, Outcome.NOT_SENT]
 
 
+def test_a_stop_ends_the_replay_at_once_with_a_record_for_every_request():
+    async def main() -> tuple[RequestRecord, ...]:
+        loop, stopped = asyncio.get_running_loop(), asyncio.Event()
+        loop.call_at(3.0, stopped.set)
+        trace = turns((0, "a", None), (1, "a", 1.0), (2, None, None), (30, None, None))
+        return await Schedule(
+            trace=trace, sender=SlowServer(takes_s=10.0), bodies=BodyMaker(model="m"), now_s=loop.time, stopped=stopped
+        ).run()
+
+    records = run_virtually(main())
+    assert [record.outcome for record in records] == [Outcome.TIMED_OUT] * 3 + [Outcome.NOT_SENT]
+    assert max(record.end_s or 0 for record in records) == 3.0
+    assert records[3].error == "the replay was stopped"
+
+
 @given(trace=traces(min_size=0), pacing=st.sampled_from(Pacing), takes_s=st.floats(0, 1e5), limit_s=st.floats(1, 1e6))
 @settings(max_examples=40)
 def test_every_request_ends_in_exactly_one_record(trace, pacing, takes_s, limit_s):

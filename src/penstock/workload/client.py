@@ -184,7 +184,7 @@ class CompletionsClient:
         except TimeoutError:
             answer.fail(Outcome.TIMED_OUT, f"no complete answer within {self.request_timeout_s:g} s")
         except asyncio.CancelledError:  # only the end of the replay cancels: what has arrived is still a record
-            answer.fail(Outcome.TIMED_OUT, "still running when the replay's time was over")
+            answer.fail(Outcome.TIMED_OUT, "still running when the replay ended")
         except (aiohttp.ClientError, OSError) as error:
             answer.fail(Outcome.CUT, f"{type(error).__name__}: {error}"[:MAX_ERROR_CHARS])
         except ReplayError as error:

@@ -20,7 +20,7 @@ from penstock.workload.trace import Trace, TraceError
 
 MIN_GAPS = 20  # per window, for a shape
 CUTS = (0.5, 2.0)  # a window's rate relative to the mean: below is quiet, above is burst
-N_DRAWN = 200_000
+N_DRAWN = 100_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

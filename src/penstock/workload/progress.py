@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+from contextlib import suppress
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -16,8 +18,9 @@ REFRESH_S = 0.25
 
 
 async def replay_with_bar(trace: Trace, options: ReplayOptions, console: Console) -> Run:
-    """Replay while a bar shows what was sent, is running and has ended."""
-    counts = Counts()
+    """Replay while a bar shows what was sent, is running and has ended. Ctrl-C ends it early, with what there is."""
+    counts, stopped = Counts(), asyncio.Event()
+    stop_on_interrupt(stopped)
     columns = (
         TextColumn("replay"),
         BarColumn(),
@@ -30,7 +33,7 @@ async def replay_with_bar(trace: Trace, options: ReplayOptions, console: Console
         row = bar.add_task("replay", total=total, now="")
         watcher = asyncio.create_task(_watch(bar, row, counts))
         try:
-            return await replay(trace, options, counts)
+            return await replay(trace, options, counts, stopped)
         finally:
             watcher.cancel()
 
@@ -40,3 +43,15 @@ async def _watch(bar: Progress, row: TaskID, counts: Counts) -> None:
         now = f"{counts.sent - counts.ended} running, {counts.failed} failed, {counts.events} events"
         bar.update(row, completed=counts.ended, now=now, refresh=True)
         await asyncio.sleep(REFRESH_S)
+
+
+def stop_on_interrupt(stopped: asyncio.Event) -> None:
+    """The first Ctrl-C sets the event; a second one interrupts as ever."""
+    loop = asyncio.get_running_loop()
+
+    def on_interrupt() -> None:
+        stopped.set()
+        loop.remove_signal_handler(signal.SIGINT)
+
+    with suppress(NotImplementedError, RuntimeError, ValueError):  # Windows, or not the main thread
+        loop.add_signal_handler(signal.SIGINT, on_interrupt)

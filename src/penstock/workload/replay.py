@@ -51,8 +51,13 @@ class _Models(msgspec.Struct):
     data: list[_Model]
 
 
-async def replay(trace: Trace, options: ReplayOptions, counts: Counts | None = None) -> Run:
-    """Replay a trace and return what the client saw. Raises ReplayError where there is no server to replay against."""
+async def replay(
+    trace: Trace, options: ReplayOptions, counts: Counts | None = None, stopped: asyncio.Event | None = None
+) -> Run:
+    """Replay a trace and return what the client saw. Raises ReplayError where there is no server to replay against.
+
+    counts: kept up to date for whoever watches. stopped: setting it ends the replay early, with all its records.
+    """
     url = options.url.rstrip("/").removesuffix("/v1")
     headers = {"Authorization": f"Bearer {options.api_key}"} if options.api_key else {}
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S)
@@ -84,6 +89,7 @@ async def replay(trace: Trace, options: ReplayOptions, counts: Counts | None = N
             pacing=options.pacing,
             speed=options.speed,
             max_total_s=options.max_total_s,
+            stopped=stopped or asyncio.Event(),
         )
         records = await schedule.run()
     return Run(header=_header(trace, options, url, model, started_utc), records=records)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -61,8 +62,8 @@ class BodyMaker:
 class Schedule:
     """Sends every request of a trace when it is due.
 
-    now_s: seconds since the replay began. speed: 2 replays twice as fast, pauses included. max_total_s: when it is
-    over, what runs is given up and what is left is not sent; both get their record.
+    now_s: seconds since the replay began. speed: 2 replays twice as fast, pauses included. When max_total_s are over
+    or `stopped` is set, what runs is given up and what is left is not sent; both get their record.
     """
 
     trace: Trace
@@ -72,6 +73,7 @@ class Schedule:
     pacing: Pacing = Pacing.OPEN
     speed: float = 1.0
     max_total_s: float = 3600.0
+    stopped: asyncio.Event = field(default_factory=asyncio.Event)
     _records: list[RequestRecord] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -129,17 +131,24 @@ class Schedule:
         return pause_s / self.speed
 
     async def _wait_until(self, due_s: float) -> None:
-        await asyncio.sleep(max(0.0, min(due_s, self.max_total_s) - self.now_s()))
+        """Until a time, the end of the replay, or a stop; whichever is first."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(max(0.0, min(due_s, self.max_total_s) - self.now_s())):
+                await self.stopped.wait()
 
     def _is_over(self) -> bool:
-        return self.now_s() >= self.max_total_s
+        return self.stopped.is_set() or self.now_s() >= self.max_total_s
 
     async def _drain(self, running: set[asyncio.Task[None]]) -> None:
+        """Wait for what runs, but not beyond the end."""
         await asyncio.sleep(0)  # a task that never began could not write its record
-        if running:
-            _, late = await asyncio.wait(tuple(running), timeout=max(0.0, self.max_total_s - self.now_s()))
-            for task in late:
-                task.cancel()
+        if not running:
+            return
+        end = asyncio.create_task(self._wait_until(self.max_total_s))
+        done = asyncio.create_task(asyncio.wait(tuple(running)))
+        await asyncio.wait((done, end), return_when=asyncio.FIRST_COMPLETED)
+        for task in (*running, done, end):
+            task.cancel()
 
     def _leave_out(self, rows: list[Numbered]) -> None:
         self._records += [
@@ -147,7 +156,7 @@ class Schedule:
                 index=index,
                 scheduled_s=round(request.arrival_s / self.speed, 6),
                 outcome=Outcome.NOT_SENT,
-                error=f"the replay's {self.max_total_s:g} s were over",
+                error="the replay was stopped" if self.stopped.is_set() else f"its {self.max_total_s:g} s were over",
                 **identity(request),
             )
             for index, request in rows
