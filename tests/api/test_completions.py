@@ -25,6 +25,12 @@ def test_a_prompt_has_four_shapes(server):
     assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] == 4
 
 
+def test_cached_tokens_of_a_prompt_count_once_for_all_its_samples(server):
+    usage = completion(server, prompt=["one two", "three"], n=3, max_tokens=2)["usage"]
+    assert usage["prompt_tokens_details"]["cached_tokens"] == 4  # two of each prompt
+    assert usage["completion_tokens"] == 12
+
+
 def test_a_long_text_is_tokenized_off_the_loop_and_the_same(server):
     text = "word " * 220  # more than is done inline, less than the context
     completion(server, prompt=text)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import string
+from collections.abc import Iterator
 
 import pytest
 from fake_engine import FakeEngine
@@ -36,8 +37,10 @@ values = st.recursive(
 
 
 @pytest.fixture(scope="module")
-def app(tokenizer) -> App:
-    return create_app(FakeEngine(tokenizer, reply="ok."), tokenizer, ApiConfig(model_names=("tiny",)))
+def app(tokenizer) -> Iterator[App]:
+    app = create_app(FakeEngine(tokenizer, reply="ok."), tokenizer, ApiConfig(model_names=("tiny",)))
+    yield app
+    app.close()
 
 
 def ask(app: App, path: str, body: bytes, headers: list[tuple[bytes, bytes]] | None = None) -> tuple[int, bytes]:

@@ -138,6 +138,10 @@ class App:
         self.is_draining = True
         await self.engine.drain(timeout_s)
 
+    def close(self) -> None:
+        """Give the threads back. The server does it at its end; whoever runs the application otherwise calls it."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
         await send({"type": "lifespan.startup.complete"})
@@ -147,7 +151,7 @@ class App:
         except asyncio.CancelledError:
             pass  # an end without ceremony: uvicorn would log the cancellation as a fault of ours
         finally:
-            self._threads.shutdown(wait=False, cancel_futures=True)
+            self.close()
 
     async def _serve(self, call: Call) -> None:
         """Every exception of a call ends here, and only that call."""
