@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -105,6 +105,9 @@ class Updates(msgspec.Struct, tag=True, frozen=True):
 Message = Updates | Refused | Hello | Phase | Beat | Died
 
 
+Decoded = TypeVar("Decoded")
+
+
 def _encode_other(value: Any) -> Any:
     if isinstance(value, array):
         return value.tobytes()
@@ -112,6 +115,8 @@ def _encode_other(value: Any) -> Any:
 
 
 def _decode_other(kind: type, value: Any) -> Any:
+    if not isinstance(value, bytes):
+        raise TypeError(f"token ids travel as bytes, not as {type(value).__name__}")
     return array("i", value)
 
 
@@ -126,9 +131,16 @@ def encode(message: Command | Message) -> bytes:
 
 def decode_command(data: bytes) -> Command:
     """Raises msgspec.DecodeError for anything but a command."""
-    return _commands.decode(data)
+    return _decode(_commands, data)
 
 
 def decode_message(data: bytes) -> Message:
     """Raises msgspec.DecodeError for anything but a message."""
-    return _messages.decode(data)
+    return _decode(_messages, data)
+
+
+def _decode(decoder: msgspec.msgpack.Decoder[Decoded], data: bytes) -> Decoded:
+    try:
+        return decoder.decode(data)
+    except (RecursionError, UnicodeDecodeError) as wrong:  # msgspec lets these two out
+        raise msgspec.DecodeError(str(wrong)) from None
