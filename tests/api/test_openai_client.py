@@ -68,5 +68,6 @@ def test_models_are_listed_with_what_bench_clients_read(client, server):
     assert cards[0].max_model_len == server.engine.facts.max_model_tokens
     assert cards[0].owned_by == "penstock"
     assert client.models.retrieve("org/alias").id == "org/alias"
+    assert client.completions.create(model=cards[0].root, prompt="x").model == "org/tiny-root"
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("other")

@@ -82,6 +82,7 @@ class App:
             threads=self._threads,
             limits=config.limits,
             model_names=config.model_names,
+            root=config.root or config.model_names[0],
             has_keys=self._gate.is_closed,
             draw_seed=config.draw_seed,
         )

@@ -65,7 +65,11 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Translator:
-    """Everything that turning a body into a job needs. draw_seed: a new seed for a request that brings none."""
+    """Everything that turning a body into a job needs.
+
+    root: taken as a name of the model too, since clients that load its tokenizer send what they loaded it from.
+    draw_seed: a new seed for a request that brings none.
+    """
 
     engine: AsyncEngine
     tokenizer: Tokenizer
@@ -73,6 +77,7 @@ class Translator:
     threads: ThreadPoolExecutor
     limits: Limits
     model_names: tuple[str, ...]
+    root: str
     has_keys: bool
     draw_seed: Callable[[], int]
 
@@ -82,7 +87,7 @@ class Translator:
 
     def check_model(self, name: str | None) -> None:
         """Raise UnknownModel unless it is one of ours, or none was named."""
-        if name is not None and name not in self.model_names:
+        if name is not None and name not in self.model_names and name != self.root:
             known = ", ".join(self.model_names)
             raise UnknownModel(
                 f"the model {name[:MAX_NAME_CHARS]!r} does not exist here; known: {known}", param="model"
