@@ -199,7 +199,7 @@ def test_code_that_comes_with_a_model_is_not_even_looked_at(read):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"architectures": ["GPT2LMHeadModel"]}, r"GPT2LMHeadModel is not supported; known: Llama.*Qwen3.*Qwen3Moe"),
+        ({"architectures": ["GPT2LMHeadModel"]}, r"GPT2LMHeadModel'\] is not supported; known: Llama.*Qwen3.*Qwen3Moe"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config .* supported: bfloat16"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; supported: 'silu'"),
         (
@@ -256,6 +256,18 @@ def test_bytes_that_are_no_text_are_a_clear_error(tmp_path):
     (tmp_path / "config.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(CorruptModel, match="no valid JSON"):
         read_model_spec(tmp_path)
+
+
+def test_what_cannot_be_opened_is_a_clear_error(tmp_path):
+    (tmp_path / "config.json").mkdir()
+    with pytest.raises(CorruptModel, match=r"config\.json cannot be read: Is a directory"):
+        read_model_spec(tmp_path)
+
+
+def test_a_huge_value_does_not_flood_the_message(read):
+    with pytest.raises(CorruptModel) as caught:
+        read(QWEN3_06B | {"hidden_size": "9" * 10**6})
+    assert len(str(caught.value)) < 400
 
 
 def test_missing_folders_and_files_say_what_was_looked_for(tmp_path):

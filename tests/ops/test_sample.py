@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from penstock.ops.sample import logprobs, sample
 from penstock.ops.sample.reference import GOLDEN, _mix, uniform
+from penstock.ops.sample.reference import draw as draw_by_weight
 
 SAMPLERS = sample.implementations
 each_sampler = pytest.mark.parametrize("draw", SAMPLERS.values(), ids=SAMPLERS.keys())
@@ -101,6 +102,12 @@ def test_the_uniform_numbers_are_uniform(vary):
     assert chi_square_p(cells, full(256, 1 / 256)) > 1e-4
     pairs = torch.bincount((numbers[:-1] * 16).long() * 16 + (numbers[1:] * 16).long(), minlength=256)
     assert chi_square_p(pairs, full(256, 1 / 256)) > 1e-4
+
+
+def test_the_draw_takes_each_token_by_its_weight_and_never_one_without():
+    weights = torch.tensor([[0, 1, 0, 3, 0]]).expand(DRAWS, -1)
+    drawn = draw_by_weight(weights, full(DRAWS, 5, torch.int64), torch.arange(DRAWS))
+    assert chi_square_p(torch.bincount(drawn, minlength=5), torch.tensor([0, 0.25, 0, 0.75, 0])) > 1e-4
 
 
 @st.composite

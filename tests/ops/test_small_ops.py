@@ -87,6 +87,13 @@ def test_route_takes_the_likeliest_experts():
     torch.testing.assert_close(route(logits, 2, True)[0], logits[:, [1, 3]].softmax(-1))
 
 
+def test_route_of_half_precision_weighs_in_float32():
+    logits = torch.tensor([[3.0, 3.0156, 2.9844, -1.0, 0.5]]).bfloat16()
+    weights, chosen = route(logits, 3, True)
+    exact = logits.float().softmax(-1).gather(1, chosen)
+    torch.testing.assert_close(weights, (exact / exact.sum(-1, keepdim=True)).bfloat16(), atol=0, rtol=0)
+
+
 def test_experts_equal_every_expert_on_every_token():
     x, gate_up, down = torch.randn(11, 16), torch.randn(5, 24, 16), torch.randn(5, 16, 12)
     weights, chosen = route(torch.randn(11, 5), 2, True)

@@ -23,6 +23,20 @@ def test_every_implementation_answers_as_the_reference(name, implementation, dev
     check_kernel(name, all_ops()[name].implementations[implementation], device)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device to compare with the CPU")
+@pytest.mark.parametrize("name", all_ops())
+def test_the_reference_answers_alike_on_every_device(name):
+    reference = all_ops()[name].implementations["reference"]
+    for case, on_device in zip(cases_of(name, "cpu"), cases_of(name, "cuda"), strict=True):
+        found = reference(*on_device.args)
+        expected = reference(*case.args)
+        if found is None:  # it writes in place
+            found, expected = on_device.args[2], case.args[2]
+        torch.testing.assert_close(
+            found, expected, atol=max(case.atol, 1e-5), rtol=max(case.atol, 1e-5), check_device=False
+        )
+
+
 @pytest.mark.parametrize("name", all_ops())
 def test_every_op_has_cases_a_reference_and_a_docstring(name):
     op = all_ops()[name]

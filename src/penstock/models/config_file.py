@@ -10,6 +10,13 @@ from typing import Any
 from penstock.core.errors import CorruptModel, ModelNotFound, UnsupportedModel
 
 REQUIRED: Any = object()
+MAX_SHOWN_CHARS = 80
+
+
+def short(value: Any) -> str:
+    """A value that a message can hold, whatever a file made of it."""
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN_CHARS else f"{text[:MAX_SHOWN_CHARS]}..."
 
 
 class ConfigFile:
@@ -26,6 +33,8 @@ class ConfigFile:
             values = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise ModelNotFound(f"{path} does not exist") from None
+        except OSError as error:
+            raise CorruptModel(f"{path} cannot be read: {error.strerror}") from None
         except (ValueError, RecursionError) as error:
             raise CorruptModel(f"{path} is no valid JSON: {error}") from None
         if not isinstance(values, dict):
@@ -89,10 +98,10 @@ class ConfigFile:
         """Refuse a value of `key` other than `supported`; `default` is what its absence means."""
         _, value = self._find((key,), default)
         if value != supported:
-            raise UnsupportedModel(f"{self.source}: {key} is {value!r}; supported: {supported!r}")
+            raise UnsupportedModel(f"{self.source}: {key} is {short(value)}; supported: {supported!r}")
 
     def wrong(self, key: str, wanted: str) -> CorruptModel:
-        return CorruptModel(f"{self.source}: {key} is {self.values[key]!r}, expected {wanted}")
+        return CorruptModel(f"{self.source}: {key} is {short(self.values[key])}, expected {wanted}")
 
     def _find(self, keys: tuple[str, ...], default: Any) -> tuple[str, Any]:
         for key in keys:

@@ -45,11 +45,11 @@ class Decoder:
 
     def __init__(self, spec: ModelSpec, tensors: Mapping[str, Tensor]) -> None:
         self.spec = spec
+        self.tensors = tensors
         self._embed = tensors["embed"]
         self._layers = tuple(_Layer.of(layer, spec, tensors, f"layers.{i}") for i, layer in enumerate(spec.layers))
         self._final_norm = tensors["final_norm"]
         self._head = tensors["embed" if spec.is_tied else "head"]
-        self._weight_bytes = sum(tensor.nbytes for tensor in tensors.values())
         ropes = {layer.attention.rope for layer in spec.layers}
         self._rotations = {spec: Rotation.of(spec, self.device) for spec in ropes if spec is not None}
         log.info("ops on %s: %s", self.device, ", ".join(f"{op.name} {op.on(self.device)}" for op in OPS))
@@ -74,7 +74,8 @@ class Decoder:
             kv: by layer, [2, n_blocks, block_tokens, KV heads, head_dim]; this step's keys and values are written at
                 `batch.slots_T`, then attention reads.
         """
-        angles = self._angles(batch.positions_T, first, stop)
+        # once per step, not per layer: nearly always all layers rotate alike
+        angles = {spec: rotation.angles(batch.positions_T) for spec, rotation in self._rotations.items()}
         change_TD: Tensor | None = None  # what the layer before adds to the stream, not yet added
         for index in range(first, stop):
             layer = self._layers[index]
@@ -115,13 +116,8 @@ class Decoder:
             max_model_tokens=self.spec.max_position_tokens,
             stop_token_ids=self.spec.stop_token_ids,
             states=self.state_specs(block_tokens, kv_dtype or self.dtype),
-            weight_bytes=self._weight_bytes,
+            weight_bytes=sum(tensor.nbytes for tensor in self.tensors.values()),
         )
-
-    def _angles(self, positions_T: Tensor, first: int, stop: int) -> Angles:
-        """Once per step, not per layer: nearly always all layers rotate alike."""
-        ropes = {layer.attention.rope for layer in self.spec.layers[first:stop]}
-        return {spec: self._rotations[spec].angles(positions_T) for spec in ropes if spec is not None}
 
 
 class _Mlp(Protocol):

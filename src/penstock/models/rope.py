@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from penstock.core.errors import UnsupportedModel
-from penstock.models.config_file import ConfigFile
+from penstock.models.config_file import ConfigFile, short
 from penstock.models.spec import LinearScaling, Llama3Scaling, NoScaling, RopeScaling, RopeSpec, YarnScaling
 
 DEFAULT_THETA = 10000.0  # what a configuration without the key means
@@ -30,7 +30,9 @@ def read_rope(config: ConfigFile, head_dim: int) -> RopeSpec:
     section.require("mrope_section", None, default=None)
     name = section.text("rope_type", "type", default="default")
     if name not in SCALINGS:
-        raise UnsupportedModel(f"{section.source}: rope_type is {name!r}; supported: {', '.join(sorted(SCALINGS))}")
+        raise UnsupportedModel(
+            f"{section.source}: rope_type is {short(name)}; supported: {', '.join(sorted(SCALINGS))}"
+        )
     return RopeSpec(theta=section.number("rope_theta", theta), dim=head_dim, scaling=SCALINGS[name](section, config))
 
 

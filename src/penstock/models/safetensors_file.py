@@ -38,12 +38,15 @@ class SafetensorsFile:
     def __init__(self, path: Path) -> None:
         """Raises CorruptModel for anything that is not a whole safetensors file."""
         self.path = path
-        with path.open("rb") as file:
-            size_bytes = file.seek(0, 2)
-            if size_bytes < PREFIX_BYTES:
-                raise self._corrupt(f"it has {size_bytes} bytes, too few for a safetensors file")
-            # copy-on-write: torch wants memory that may be written, the file stays as it is
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        try:
+            with path.open("rb") as file:
+                size_bytes = file.seek(0, 2)
+                if size_bytes < PREFIX_BYTES:
+                    raise self._corrupt(f"it has {size_bytes} bytes, too few for a safetensors file")
+                # copy-on-write: torch wants memory that may be written, the file stays as it is
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        except OSError as error:
+            raise CorruptModel(f"{path} cannot be read: {error.strerror}") from None
         self.entries = self._read_header(size_bytes)
 
     def view(self, name: str) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from penstock.core.errors import CorruptModel, UnsupportedModel
-from penstock.models.config_file import ConfigFile
+from penstock.models.config_file import ConfigFile, short
 from penstock.models.families import llama, qwen3, qwen3_moe
 from penstock.models.families.family import Family
 
@@ -23,10 +23,10 @@ def family_of(config: ConfigFile) -> tuple[str, Family]:
     """
     listed = config.values.get("architectures")
     if not isinstance(listed, list) or not listed or not all(isinstance(name, str) for name in listed):
-        raise CorruptModel(f"{config.source}: architectures is {listed!r}, expected a list of names")
+        raise CorruptModel(f"{config.source}: architectures is {short(listed)}, expected a list of names")
     for name in listed:
         if name in FAMILIES:
             return name, FAMILIES[name]
     raise UnsupportedModel(
-        f"{config.source}: the architecture {', '.join(listed)} is not supported; known: {', '.join(sorted(FAMILIES))}"
+        f"{config.source}: the architecture {short(listed)} is not supported; known: {', '.join(sorted(FAMILIES))}"
     )

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from penstock.core.errors import CorruptModel, UnsupportedModel
-from penstock.models.config_file import ConfigFile
+from penstock.models.config_file import ConfigFile, short
 from penstock.models.rope import read_rope
 from penstock.models.spec import AttentionSpec, DenseSpec, LayerSpec, ModelSpec
 
@@ -108,5 +108,5 @@ def read_dtype(config: ConfigFile) -> str:
     """`dtype` (transformers 5) or `torch_dtype`; float32 if the configuration names none."""
     name: str = config.text("dtype", "torch_dtype", default="float32").removeprefix("torch.")
     if name not in DTYPES:
-        raise UnsupportedModel(f"{config.source}: dtype is {name!r}; supported: {', '.join(DTYPES)}")
+        raise UnsupportedModel(f"{config.source}: dtype is {short(name)}; supported: {', '.join(DTYPES)}")
     return name
