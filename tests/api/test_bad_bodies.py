@@ -2,6 +2,7 @@
 
 import json
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -124,7 +125,7 @@ def check_refused(server, response) -> None:
     error = response.json()["error"]
     assert set(error) == {"message", "type", "param", "code"}
     assert error["message"]
-    for leak in ("Traceback", "/work", ".py", "0x", "object at"):
+    for leak in ("Traceback", str(Path.cwd()), "site-packages", ".py", "0x", "object at"):
         assert leak not in error["message"]
     assert server.engine.requests == []
     good = server.post("/v1/completions", {"prompt": "still here", "max_tokens": 2})
