@@ -94,9 +94,10 @@ def test_route_of_half_precision_weighs_in_float32():
     torch.testing.assert_close(weights, (exact / exact.sum(-1, keepdim=True)).bfloat16(), atol=0, rtol=0)
 
 
-def test_experts_equal_every_expert_on_every_token():
+@pytest.mark.parametrize("run", experts.implementations.values(), ids=experts.implementations.keys())
+def test_experts_equal_every_expert_on_every_token(run):
     x, gate_up, down = torch.randn(11, 16), torch.randn(5, 24, 16), torch.randn(5, 16, 12)
     weights, chosen = route(torch.randn(11, 5), 2, True)
     everything = torch.stack([gated_silu(x @ gate_up[e].T) @ down[e].T for e in range(5)], dim=1)
     expected = (everything.gather(1, chosen.unsqueeze(-1).expand(-1, -1, 16)) * weights.unsqueeze(-1)).sum(1)
-    torch.testing.assert_close(experts(x, gate_up, down, weights, chosen), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(run(x, gate_up, down, weights, chosen), expected, atol=1e-4, rtol=1e-4)

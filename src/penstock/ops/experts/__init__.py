@@ -1,6 +1,6 @@
 """The MLP of a mixture of experts."""
 
-from penstock.ops.experts import reference
+from penstock.ops.experts import cpu, reference
 from penstock.ops.op import Op
 
-experts = Op("experts", reference.experts)
+experts = Op("experts", reference.experts, cpu=cpu.experts)
