@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from trace_strategies import calm
 
 from penstock.core.errors import UnknownName
 from penstock.workload.arrivals import (
@@ -72,6 +73,7 @@ def test_regimes_keep_the_mean_rate_in_expectation():
 @given(
     seed=st.integers(0, 2**32), alpha=st.floats(0.1, 4), rate_per_s=st.floats(0.01, 20), duration_s=st.floats(1, 200)
 )
+@calm
 def test_arrivals_are_in_order_and_within_the_trace(seed, alpha, rate_per_s, duration_s):
     regimes = burst_regimes(alpha, dwell_s=10.0)
     times_s = arrivals(seed, regimes, rate_per_s, duration_s)
@@ -178,6 +180,7 @@ def test_lengths_are_scaled_and_capped_for_small_models():
 
 
 @given(st.lists(st.integers(1, 5000), min_size=1, max_size=50))
+@calm
 def test_a_table_made_from_lengths_spans_them(lengths):
     table = QuantileTable.of(np.array([0, *lengths]))
     drawn = table.quantile(np.linspace(0, 1, 11))

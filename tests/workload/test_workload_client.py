@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from trace_strategies import calm
 
 from penstock.workload.client import Answer, sse_data
 from penstock.workload.records import Outcome, ReplayError
@@ -44,6 +45,7 @@ def answer_to(*payloads: bytes) -> Answer:
 
 
 @given(cuts=st.lists(st.integers(0, len(STREAM)), max_size=12).map(sorted))
+@calm
 def test_payloads_do_not_depend_on_how_the_bytes_arrive(cuts):
     edges = [0, *cuts, len(STREAM)]
     found = payloads([STREAM[start:stop] for start, stop in itertools.pairwise(edges)])

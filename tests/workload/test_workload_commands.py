@@ -67,12 +67,13 @@ def test_a_replay_is_shown_written_and_compared(tmp_path, server, azure):
         files.append(tmp_path / f"{label}.json")
         ran = penstock(
             "replay", "--trace", azure, "--url", server, "--policy-label", label, "--out", files[-1], "--limit", 9,
-            "--speed", 1000, "--objective", "ttft=9", "--html", tmp_path / "page.html", "--no-progress",
+            "--speed", 1000, "--objective", "ttft=9", "--no-progress",
         )  # fmt: skip
         assert ran.exit_code == 0, ran.output
         assert "9 requests" in ran.output
         assert "attainment, share of all requests" in ran.output
     assert [record.output_tokens for record in read_run(files[0]).records] == list(range(1, 10))
+    assert penstock("report", *files, "--html", tmp_path / "page.html").exit_code == 0
     page = (tmp_path / "page.html").read_text()
     assert page.count("<svg") == 2
     assert "http://" not in page.replace("http://www.w3.org", "").replace(server, "").replace(

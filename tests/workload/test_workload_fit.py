@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from trace_strategies import calm
 
 from penstock.workload.arrivals import steady
 from penstock.workload.burstgpt import generate
@@ -28,6 +29,7 @@ def test_gaps_of_zero_fall_back_to_moments():
 
 
 @given(st.lists(st.floats(0, 100), min_size=1, max_size=40), st.lists(st.floats(0, 100), min_size=1, max_size=40))
+@calm
 def test_a_ks_distance_is_symmetric_between_0_and_1_and_0_to_itself(one, two):
     a, b = np.array(one), np.array(two)
     assert ks_distance(a, a) == 0

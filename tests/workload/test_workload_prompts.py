@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from trace_strategies import calm
 
 from penstock.workload.prompts import PromptStream
 from penstock.workload.trace import TraceError, TraceRequest
@@ -15,6 +16,7 @@ def asked(input_tokens: int, **changes: object) -> TraceRequest:
 
 
 @given(short=st.integers(1, 300), more=st.integers(0, 300))
+@calm
 def test_a_turn_begins_with_the_turn_before(short, more):
     prompts = PromptStream(seed=1)
     first, second = (prompts.ids(index, asked(n, session="s")) for index, n in enumerate((short, short + more)))
@@ -23,6 +25,7 @@ def test_a_turn_begins_with_the_turn_before(short, more):
 
 
 @given(n_tokens=st.integers(1, 200), start=st.integers(0, 50), size=st.integers(1, 1000))
+@calm
 def test_ids_stay_in_their_range(n_tokens, start, size):
     ids = PromptStream(vocab_start=start, vocab_stop=start + size).ids(0, asked(n_tokens))
     assert len(ids) == n_tokens

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from trace_strategies import traces
+from trace_strategies import calm, traces
 
 from penstock.workload.kinds import Pacing
 from penstock.workload.records import Outcome, ReplayError, RequestRecord
@@ -142,7 +142,7 @@ def test_a_stop_ends_the_replay_at_once_with_a_record_for_every_request():
 
 
 @given(trace=traces(min_size=0), pacing=st.sampled_from(Pacing), takes_s=st.floats(0, 1e5), limit_s=st.floats(1, 1e6))
-@settings(max_examples=40)
+@calm
 def test_every_request_ends_in_exactly_one_record(trace, pacing, takes_s, limit_s):
     server = SlowServer(takes_s)
     records = play(trace, server, pacing=pacing, max_total_s=limit_s)
@@ -155,7 +155,7 @@ def test_every_request_ends_in_exactly_one_record(trace, pacing, takes_s, limit_
 
 
 @given(trace=traces(), takes_s=st.floats(0, 1e5))
-@settings(max_examples=40)
+@calm
 def test_an_open_loop_sends_every_request_at_its_time(trace, takes_s):
     server = SlowServer(takes_s)
     play(trace, server, max_total_s=1e7)

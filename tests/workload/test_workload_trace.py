@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from trace_strategies import traces
+from hypothesis import given
+from trace_strategies import calm, traces
 
 from penstock.workload.trace import Trace, TraceError, TraceHeader, TraceRequest, read_trace, write_trace
 
@@ -13,7 +13,7 @@ ROW = '{"arrival_s":1,"input_tokens":3,"output_tokens":4}\n'
 
 
 @given(trace=traces())
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@calm
 def test_a_written_trace_comes_back_unchanged_however_often_it_is_walked(tmp_path, trace):
     path = tmp_path / "t.jsonl"
     assert write_trace(path, trace) == len(list(trace))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from trace_strategies import traces
+from trace_strategies import calm, traces
 
 from penstock.core.request import Objective
 from penstock.workload import transform
@@ -24,7 +24,7 @@ def arrivals(trace: Trace) -> list[float]:
 
 
 @given(trace=traces(), factor=st.sampled_from([0.5, 2.0, 4.0]))
-@settings(max_examples=40)
+@calm
 def test_scaling_divides_every_time_and_touches_nothing_else(trace, factor):
     scaled = transform.scale_rate(trace, factor)
     assert arrivals(scaled) == [time_s / factor for time_s in arrivals(trace)]
@@ -59,7 +59,7 @@ def test_tiles_follow_each_other_at_the_same_mean_rate_and_share_nothing():
 
 
 @given(traces(), traces())
-@settings(max_examples=40)
+@calm
 def test_a_mix_has_every_request_once_in_order(one, two):
     mixed = list(transform.mix([one, two]))
     assert [request.arrival_s for request in mixed] == sorted(arrivals(one) + arrivals(two))
