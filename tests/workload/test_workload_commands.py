@@ -97,6 +97,19 @@ def test_the_bar_of_a_running_replay_does_not_get_into_its_result(server, azure,
     assert len(read_run(out).records) == 40
 
 
+def test_traffic_can_be_made_for_a_replay(server, tmp_path):
+    out = tmp_path / "r.json"
+    ran = penstock(
+        "replay", "-t", "bursts", "-u", server, "-o", out, "--rate-per-s", 1000, "--duration-s", 0.05, "--scale", 0.01,
+        "--seed", 7,
+    )  # fmt: skip
+    assert ran.exit_code == 0, ran.output
+    run = read_run(out)
+    assert 10 < len(run.records) < 150
+    assert max(record.input_tokens for record in run.records) < 100
+    assert (run.header.trace, run.header.trace_seed) == ("bursts", 7)
+
+
 def test_a_replay_without_a_server_is_one_line_and_status_2(azure):
     ran = penstock("replay", "--trace", azure, "--url", "http://127.0.0.1:9")
     assert ran.exit_code == 2
@@ -110,6 +123,8 @@ def test_a_replay_without_a_server_is_one_line_and_status_2(azure):
     [
         ("replay", "--trace", "none.csv"),
         ("replay", "--url", "nonsense"),
+        ("replay", "--trace", "demo", "--rate-per-s", "2"),
+        ("replay", "--trace", "bursts", "--scale", "0"),
         ("replay", "--objective", "ttft:1"),
         ("replay", "--objective", "ttft=-1"),
         ("report", "none.json"),

@@ -53,6 +53,9 @@ def replay_command(
     html: HtmlPath = None,
     speed: Annotated[float, typer.Option(help="2 replays twice as fast: gaps and pauses are halved.")] = 1.0,
     limit: Annotated[int | None, typer.Option(help="Replay only so many requests.")] = None,
+    rate_per_s: Annotated[float | None, typer.Option(help="Made traffic: mean calls per second. [default: 1]")] = None,
+    duration_s: Annotated[float | None, typer.Option(help="Made traffic: its length. [default: 600]")] = None,
+    scale: Annotated[float | None, typer.Option(help="Made traffic: multiply all lengths. [default: 1]")] = None,
     pacing: Annotated[
         Pacing, typer.Option(help="open: each request at its time. sessions: a turn waits for the answer before it.")
     ] = Pacing.OPEN,
@@ -86,7 +89,7 @@ def replay_command(
     console = Console()
     with one_line_errors():
         fallback = parse_objective(objective)
-        rows = load_trace(trace, seed)
+        rows = load_trace(trace, seed, rate_per_s=rate_per_s, duration_s=duration_s, scale=scale)
         rows = take(rows, limit) if limit is not None else rows
         rows = clip(rows, max_input_tokens=max_input_tokens, max_output_tokens=max_output_tokens)
         options = ReplayOptions(
@@ -153,18 +156,35 @@ def report_command(
             console.print(f"written: {html}", highlight=False)
 
 
-def load_trace(name: str, seed: int) -> Trace:
-    """A file of any known format, or traffic made on the spot: `demo` or one of the presets."""
+def load_trace(
+    name: str,
+    seed: int,
+    *,
+    rate_per_s: float | None = None,
+    duration_s: float | None = None,
+    scale: float | None = None,
+) -> Trace:
+    """A file of any known format, or traffic made on the spot: `demo`, or a preset shaped by the other options."""
     from penstock.workload.burstgpt import generate
     from penstock.workload.demo import bursty_demo_trace
     from penstock.workload.presets import preset
     from penstock.workload.readers import open_trace
+    from penstock.workload.trace import TraceError
 
-    if name == DEMO:
-        return bursty_demo_trace(seed=seed)
     if name in set(Traffic):
-        return generate(preset(name), seed)
-    return open_trace(Path(name))
+        rate_per_s, duration_s, scale = (
+            default if value is None else value
+            for value, default in ((rate_per_s, 1.0), (duration_s, 600.0), (scale, 1.0))
+        )
+        return generate(preset(name, rate_per_s=rate_per_s, duration_s=duration_s, scale=scale), seed)
+    shaping = {"--rate-per-s": rate_per_s, "--duration-s": duration_s, "--scale": scale}
+    if any(value is not None for value in shaping.values()):
+        options = ", ".join(option for option, value in shaping.items() if value is not None)
+        raise TraceError(
+            f"{options} shape made traffic ({', '.join(Traffic)}), not {name}: for a file use --speed, --limit, "
+            "--max-input-tokens, or `penstock trace convert`"
+        )
+    return bursty_demo_trace(seed=seed) if name == DEMO else open_trace(Path(name))
 
 
 def parse_objective(text: str) -> Objective:
