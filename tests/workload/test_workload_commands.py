@@ -87,6 +87,7 @@ def test_a_replay_is_shown_written_and_compared(tmp_path, server, azure):
     figures = msgspec.json.decode(penstock("report", *files, "--json", "--objective", "ttft=9").output)
     assert figures["labels"] == ["one", "two"]
     assert figures["summaries"][0]["attainment_frac"] == 1.0
+    assert len(figures["windows"][1]) == 20
     assert len(figures["comparisons"][0]["differences"]) == 12
 
 

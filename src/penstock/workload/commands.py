@@ -135,6 +135,7 @@ def report_command(
     from penstock.workload.measure import summarise
     from penstock.workload.records import read_run
     from penstock.workload.report import render, render_comparison
+    from penstock.workload.windows import windows
 
     console = Console()
     with one_line_errors():
@@ -144,7 +145,8 @@ def report_command(
         comparisons = [compare(runs[0], other, fallback) for other in runs[1:]]
         if as_json:
             labels = [run.name for run in runs]
-            document = {"labels": labels, "summaries": summaries, "comparisons": comparisons}
+            over_time = [windows(run, fallback) for run in runs]
+            document = {"labels": labels, "summaries": summaries, "windows": over_time, "comparisons": comparisons}
             print(msgspec.json.encode(document).decode())
             return
         tables = [render(run, summary) for run, summary in zip(runs, summaries, strict=True)]
