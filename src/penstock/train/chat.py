@@ -68,32 +68,30 @@ def first_paragraph(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.Asyn
     return line if line.endswith((".", ":", "!")) else line + "."
 
 
+MODULE_ASKS = (
+    "What is the {} module?",
+    "What is {} for?",
+    "Tell me about the {} module.",
+    "What does the {} module do?",
+)
+CLASS_ASKS = ("What is {}?", "What is {} for?", "Explain {}.", "What does the class {} do?", "Tell me about {}.")
+CALL_ASKS = ("What is the signature of {}?", "How do I call {}?", "How do I use {}?", "Which arguments does {} take?")
+DOES_ASKS = ("What does {} do?", "What does {} do?", "what does {} do", "Explain {}.", "What is {}?", "What is {} for?")
+
+
 def ask_library(entry: Entry, rng: random.Random) -> tuple[str, str]:
     """A question about an entry, and its answer."""
     name, answer = entry.name, entry.answer
     if entry.signature is None:
-        asks = (
-            "What is the {} module?",
-            "What is {} for?",
-            "Tell me about the {} module.",
-            "What does the {} module do?",
-        )
-        return rng.choice(asks).format(f"`{name}`" if rng.random() < 0.3 else name), f"The `{name}` module: {answer}"
+        asked = f"`{name}`" if rng.random() < 0.3 else name
+        return rng.choice(MODULE_ASKS).format(asked), f"The `{name}` module: {answer}"
     short = name if rng.random() < 0.8 or name.count(".") < 2 else name.split(".", 1)[1]
     quoted = f"`{short}`" if rng.random() < 0.3 else short
     if entry.is_class:
-        asks = ("What is {}?", "What is {} for?", "Explain {}.", "What does the class {} do?", "Tell me about {}.")
-        return rng.choice(asks).format(quoted), f"`{name}` is a class. {answer}"
+        return rng.choice(CLASS_ASKS).format(quoted), f"`{name}` is a class. {answer}"
     if rng.random() < 0.25:
-        asks = (
-            "What is the signature of {}?",
-            "How do I call {}?",
-            "How do I use {}?",
-            "Which arguments does {} take?",
-        )
-        return rng.choice(asks).format(quoted), f"```python\n{entry.signature}\n```\n\n{answer}"
-    asks = ("What does {} do?", "What does {} do?", "what does {} do", "Explain {}.", "What is {}?", "What is {} for?")
-    return rng.choice(asks).format(quoted), f"`{entry.signature}`: {answer}"
+        return rng.choice(CALL_ASKS).format(quoted), f"```python\n{entry.signature}\n```\n\n{answer}"
+    return rng.choice(DOES_ASKS).format(quoted), f"`{entry.signature}`: {answer}"
 
 
 def imperative(lesson: Lesson) -> str:

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from penstock.train.tokenizer import CONTEXT_TOKENS, END_OF_TEXT, IM_END, SPECIAL_TOKENS, VOCAB_SIZE
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 # Qwen3's norms on queries and keys keep a small model steady at a high learning rate. Heads of 64 and two KV heads:
 # every attention kernel takes them, and a pair of devices can share them.
-TINY = {
+TINY: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE,
     "hidden_size": 256,
     "intermediate_size": 768,

@@ -11,7 +11,7 @@ import sysconfig
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -61,7 +61,7 @@ def chat_texts(documents: Sequence[Document], tokenizer_dir: Path, n_chats: int,
     """Conversations as the chat template of the model renders them."""
     from transformers import AutoTokenizer
 
-    renderer = AutoTokenizer.from_pretrained(tokenizer_dir)
+    renderer: Any = AutoTokenizer.from_pretrained(tokenizer_dir)
     entries, lessons = list_entries(documents), load_lessons()
     chats = [write_chat(entries, lessons, rng) for _ in range(n_chats)]
     return [text.rstrip("\n") for text in renderer.apply_chat_template(chats, tokenize=False)]
@@ -114,7 +114,7 @@ def heads_of(documents: Sequence[Document]) -> list[str]:
 
 
 def save(corpus: Corpus, file: Path) -> None:
-    arrays = {"held_out/tokens": corpus.held_out.tokens, "held_out/starts": corpus.held_out.starts}
+    arrays: dict[str, Any] = {"held_out/tokens": corpus.held_out.tokens, "held_out/starts": corpus.held_out.starts}
     for name, pool in corpus.pools.items():
         arrays |= {f"{name}/tokens": pool.tokens, f"{name}/starts": pool.starts}
     notes = {
