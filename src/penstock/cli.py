@@ -139,6 +139,7 @@ def serve(
     from penstock.serve import serve as run_server
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
     slots = {"order": order, "admit": admit, "batch": batch, "preempt": preempt, "retain": retain, "predict": predict}
     options = _engine_options(
         model,

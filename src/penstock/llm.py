@@ -84,7 +84,7 @@ class _Front:
     def request(self, prompt: Prompt, sampling: SamplingParams) -> Request:
         tokens = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
         seed = sampling.seed if sampling.seed is not None else next(self._seeds)
-        return Request(id=f"r{next(self._ids)}", prompt=tokens, sampling=sampling, seed=seed % 2**63)  # type: ignore[arg-type]
+        return Request(id=f"r{next(self._ids)}", prompt=tokens, sampling=sampling, seed=seed % 2**63)
 
     def render(self, messages: Messages) -> list[int]:
         text = ChatTemplate.of(self.tokenizer).render(messages)
@@ -141,7 +141,7 @@ class LLM:
     ) -> list[RequestOutput]:
         """Answer one conversation, or several, through the model's chat template."""
         conversations = [messages] if messages and isinstance(messages[0], dict) else messages
-        rendered = [self._front.render(conversation) for conversation in conversations]  # type: ignore[arg-type]
+        rendered = [self._front.render(conversation) for conversation in conversations]
         return self.generate(rendered, sampling_params, use_tqdm=use_tqdm)
 
     def close(self) -> None:
@@ -260,7 +260,7 @@ def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     """A list of prompts, whether one was given or several."""
     if isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int)):
         return [prompts]  # type: ignore[list-item]
-    return list(prompts)  # type: ignore[arg-type]
+    return list(prompts)
 
 
 def _as_params(params: SamplingParams | Sequence[SamplingParams] | None, n: int) -> list[SamplingParams]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import sys
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ import uvloop
 from rich.console import Console
 
 from penstock.api.app import ApiConfig, create_app
-from penstock.api.server import listen, serve_on
+from penstock.api.server import Server, listen
 from penstock.core.errors import EngineDied, PenstockError
 from penstock.engine.client import EngineClient
 from penstock.engine.messages import Died, Phase
@@ -48,7 +47,7 @@ class ServeOptions:
     has_vllm_names: bool = False
     drain_timeout_s: float = 30.0
     allow_open: bool = False
-    console: Console = field(default_factory=lambda: Console(stderr=True, highlight=False))
+    console: Console = field(default_factory=lambda: Console(stderr=True, highlight=False, markup=False))
 
 
 class Doorman:
@@ -72,6 +71,12 @@ class Doorman:
     async def drain(self, timeout_s: float) -> None:
         if self.app is not None:
             await self.app.drain(timeout_s)
+
+    def leave(self) -> None:
+        """The engine behind the application is gone."""
+        app, self.app = self.app, None
+        if app is not None:
+            app.close()
 
     async def _lifespan(self, receive: Any, send: Any) -> None:
         while True:
@@ -116,7 +121,7 @@ class Supervisor:
             try:
                 await self._serve(client, died)
             finally:
-                self._doorman.app = None
+                self._doorman.leave()
                 await process.close(client)
             if self.exit_code:
                 return
@@ -147,14 +152,14 @@ class Supervisor:
             self._say(f"{reason}: starting it again")
 
     def _give_up(self, error: PenstockError) -> None:
-        self._say(f"[bold red]penstock:[/] {error}")
+        self._say(f"penstock: {error}")
         self.exit_code = EXIT_ENGINE_DIED if isinstance(error, EngineDied) else EXIT_USER_ERROR
 
     def _show_phase(self, phase: Phase) -> None:
         self._say(phase.name if phase.seconds is None else f"{phase.name}: {phase.seconds:.2f} s")
 
     def _say(self, line: str) -> None:
-        self._options.console.print(line)
+        self._options.console.print(line, soft_wrap=True)
 
 
 def serve(engine: EngineOptions, options: ServeOptions, began_s: float) -> int:
@@ -167,29 +172,26 @@ def serve(engine: EngineOptions, options: ServeOptions, began_s: float) -> int:
     tokenizer = Tokenizer.from_directory(engine.model_path)
     supervisor = Supervisor(engine, options, doorman, tokenizer, began_s)
 
-    async def run() -> int:
-        server = asyncio.create_task(
-            serve_on(
-                doorman,  # type: ignore[arg-type]
-                listener,
-                drain_timeout_s=options.drain_timeout_s,
-                on_ready=lambda url: options.console.print(f"listening on {url}"),
-            )
-        )
-        engines = asyncio.create_task(supervisor.run(process))
-        await asyncio.wait((server, engines), return_when=asyncio.FIRST_COMPLETED)
-        if engines.done() and not server.done():
-            server.cancel()
-        engines.cancel()
-        results = await asyncio.gather(server, engines, return_exceptions=True)
-        for result in results:
-            if isinstance(result, Exception):
-                raise result
-        return supervisor.exit_code or (results[0] if isinstance(results[0], int) else 0)
+    server = Server(
+        doorman,  # type: ignore[arg-type]
+        options.drain_timeout_s,
+        lambda url: options.console.print(f"listening on {url}"),
+    )
 
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner, contextlib.suppress(KeyboardInterrupt):
+    def end_server(_: object) -> None:
+        server.should_exit = True  # the supervisor ends by itself only when it gave up
+
+    async def run() -> int:
+        engines = asyncio.create_task(supervisor.run(process))
+        engines.add_done_callback(end_server)
+        code = await server.run_on(listener)
+        engines.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await engines
+        return supervisor.exit_code or code
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(run())
-    return 130
 
 
 def read_api_keys(file: Path | None, given: tuple[str, ...]) -> tuple[str, ...]:
@@ -197,9 +199,3 @@ def read_api_keys(file: Path | None, given: tuple[str, ...]) -> tuple[str, ...]:
     if file is None:
         return given
     return given + tuple(line.strip() for line in file.read_text().splitlines() if line.strip())
-
-
-def main_error(error: PenstockError) -> int:
-    """One line on standard error, and the exit code."""
-    print(f"penstock: {error}", file=sys.stderr)
-    return EXIT_USER_ERROR

@@ -16,7 +16,9 @@ else:
     Tokens = array  # not subscriptable before CPython 3.12
 
 MAX_SAMPLES = 16
+MAX_TOKENS = 2**31 - 1
 MAX_STOPS = 16
+MAX_STOP_IDS = 1024
 MAX_STOP_CHARS = 256
 MAX_LOGPROBS = 20
 MAX_SALT_CHARS = 128
@@ -85,8 +87,11 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         _check(1 <= self.n <= MAX_SAMPLES, "n", self.n, f"ask for 1 to {MAX_SAMPLES} samples")
-        _check(self.max_tokens is None or self.max_tokens >= 1, "max_tokens", self.max_tokens, "give 1 or more")
-        _check(self.min_tokens >= 0, "min_tokens", self.min_tokens, "give 0 or more")
+        most = MAX_TOKENS if self.max_tokens is None else self.max_tokens
+        _check(1 <= most <= MAX_TOKENS, "max_tokens", self.max_tokens, f"give 1 to {MAX_TOKENS}")
+        _check(0 <= self.min_tokens <= MAX_TOKENS, "min_tokens", self.min_tokens, f"give 0 to {MAX_TOKENS}")
+        _check(len(self.stop_token_ids) <= MAX_STOP_IDS, "stop_token_ids", "a long list", f"at most {MAX_STOP_IDS}")
+        _check(all(0 <= t <= MAX_TOKENS for t in self.stop_token_ids), "stop_token_ids", "an id", "give token ids")
         if self.max_tokens is not None:
             _check(
                 self.min_tokens <= self.max_tokens, "min_tokens", self.min_tokens, f"max_tokens is {self.max_tokens}"
@@ -142,6 +147,7 @@ class Request:
             value = getattr(self, name)
             _check(value is None or _is_text(value), name, value, "give valid Unicode")
         _check(bool(self.id), "id", self.id, "give a request id")
+        _check(abs(self.priority) <= MAX_TOKENS, "priority", self.priority, "give a 32-bit number")
         _check(len(self.prompt) > 0, "prompt", "empty", "give at least one token")
         _check(isfinite(self.arrival_s), "arrival_s", self.arrival_s, "give a time in seconds")
         _check(-(2**63) <= self.priority < 2**63, "priority", self.priority, "give a 64-bit number")

@@ -12,8 +12,9 @@ import logging
 import threading
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 
+from penstock.core.clock import Clock, MonotonicClock
 from penstock.core.errors import EngineDied, InvalidRequest, NeverFits, Overloaded, PenstockError, PromptTooLong
 from penstock.core.executor import ModelFacts
 from penstock.core.request import Request
@@ -40,9 +41,12 @@ class EngineClient:
         tokenizer: Tokenizer | None,
         on_phase: Callable[[Phase], None] = lambda phase: None,
         on_death: Callable[[Died], None] = lambda died: None,
+        clock: Clock | None = None,
     ) -> None:
+        """clock: what `arrival_s` of the requests was read from."""
         self._link = link
         self._texts = TextStreams(tokenizer)
+        self._clock = clock or MonotonicClock()
         self._on_phase = on_phase
         self._on_death = on_death
         self._loop = asyncio.get_running_loop()
@@ -78,7 +82,7 @@ class EngineClient:
     def counters(self) -> Mapping[str, float]:
         return self._beat.counters
 
-    async def generate(self, request: Request) -> AsyncIterator[tuple[OutputDelta, ...]]:
+    async def generate(self, request: Request) -> AsyncGenerator[tuple[OutputDelta, ...], None]:
         """See `AsyncEngine.generate`."""
         if self._died is not None:
             raise EngineDied(self._died.message)
@@ -90,7 +94,7 @@ class EngineClient:
         self._streams[request.id] = items
         self._all_done.clear()
         self._texts.open(request)
-        self._link.send(Add(request))
+        self._link.send(Add(request, age_s=max(0.0, self._clock.now_s() - request.arrival_s)))
         n_live = request.sampling.n
         try:
             while n_live:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -66,7 +66,7 @@ class AsyncEngine(Protocol):
         """The step loop turns, admission is open, and it is not draining."""
         ...
 
-    def generate(self, request: Request) -> AsyncIterator[tuple[OutputDelta, ...]]:
+    def generate(self, request: Request) -> AsyncGenerator[tuple[OutputDelta, ...], None]:
         """Run a request; each item is what one step brought for it.
 
         Leaving the iteration early (break, cancellation, aclose) aborts the request and frees its memory. Raises

@@ -32,16 +32,16 @@ class Heart(threading.Thread):
         self.counters: dict[str, float] = {}
         self.step_began_s: float | None = None
         self._link = link
-        self._stop = threading.Event()
+        self._is_over = threading.Event()
 
     def run(self) -> None:
-        while not self._stop.wait(BEAT_EVERY_S):
+        while not self._is_over.wait(BEAT_EVERY_S):
             began_s = self.step_began_s
             age_s = 0.0 if began_s is None else time.monotonic() - began_s
             self._link.send(Beat(self.counters, age_s))
 
     def stop(self) -> None:
-        self._stop.set()
+        self._is_over.set()
         self.join()
 
 

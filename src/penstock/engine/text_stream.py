@@ -22,12 +22,13 @@ PROMPT_TAIL_TOKENS = 8
 class _Sample:
     """The text of one sample so far."""
 
-    __slots__ = ("_detokenizer", "_held", "_includes_stop", "_stops", "stopped_at")
+    __slots__ = ("_detokenizer", "_held", "_includes_stop", "_stops", "_wants_prompt_logprobs", "stopped_at")
 
     def __init__(self, request: Request, tokenizer: Tokenizer | None) -> None:
         sampling = request.sampling
         tail = request.prompt[-PROMPT_TAIL_TOKENS:].tolist()
         self._detokenizer = None if tokenizer is None else Detokenizer(tokenizer, tail, sampling.skip_special_tokens)
+        self._wants_prompt_logprobs = sampling.prompt_logprobs is not None
         self._includes_stop = sampling.include_stop_str_in_output
         self._stops = StopStrings(sampling.stop, sampling.include_stop_str_in_output)
         self._held = OutputDelta(index=0)
@@ -43,7 +44,7 @@ class _Sample:
             text=text,
             tokens=tuple(update.tokens[:taken]),
             logprobs=tuple(update.logprobs[:taken]),
-            prompt_logprobs=_with_first(update.prompt_logprobs),
+            prompt_logprobs=self._prompt_logprobs(update, n_before),
             error=update.error,
         )
         if update.finish is not None:
@@ -52,6 +53,11 @@ class _Sample:
             self._held = delta
             return None
         return delta
+
+    def _prompt_logprobs(self, update: Update, n_before: int) -> tuple[TokenLogprobs | None, ...] | None:
+        """One entry per prompt token, with the first output; nothing comes before the first token."""
+        is_first = self._wants_prompt_logprobs and update.index == 0 and n_before == 0
+        return (None, *update.prompt_logprobs) if is_first else None
 
     def _text(self, update: Update, n_before: int) -> tuple[str, int]:
         """Certain text of the new tokens, and how many of them count."""
@@ -125,8 +131,3 @@ class TextStreams:
             elif not was_stopped and sample.stopped_at is not None:
                 finishes.append(Finish(update.request_id, update.index, sample.stopped_at))
         return deltas, finishes
-
-
-def _with_first(entries: list[TokenLogprobs]) -> tuple[TokenLogprobs | None, ...] | None:
-    """One entry per prompt token: nothing comes before the first."""
-    return (None, *entries) if entries else None

@@ -5,6 +5,7 @@ The front end binds in a folder that only its user may enter; the engine connect
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from pathlib import Path
 
@@ -40,9 +41,10 @@ class ZmqFrontEnd:
         self._is_closed = False
 
     def send(self, command: Command) -> None:
-        with self._lock:
+        # Never waits. Without a peer the engine is gone, and whoever watches its process says so to every stream.
+        with self._lock, contextlib.suppress(zmq.Again):
             if not self._is_closed:
-                self._out.send(encode(command))
+                self._out.send(encode(command), zmq.NOBLOCK)
 
     def inject(self, message: Message) -> None:
         """Deliver a message as if the engine had sent it, such as its death."""
