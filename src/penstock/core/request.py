@@ -110,8 +110,6 @@ class SamplingParams:
             f"give at most {MAX_STOP_CHARS} characters each",
         )
         _check(all(map(_is_text, self.stop)), "stop", "half a character", "give valid Unicode")
-        wrong_id = next((t for t in self.stop_token_ids if not 0 <= t < 2**31), None)
-        _check(wrong_id is None, "stop_token_ids", wrong_id, "give ids of tokens")
         for name in ("logprobs", "prompt_logprobs"):
             asked = getattr(self, name)
             _check(asked is None or 0 <= asked <= MAX_LOGPROBS, name, asked, f"give 0 to {MAX_LOGPROBS}")
@@ -150,7 +148,6 @@ class Request:
         _check(abs(self.priority) <= MAX_TOKENS, "priority", self.priority, "give a 32-bit number")
         _check(len(self.prompt) > 0, "prompt", "empty", "give at least one token")
         _check(isfinite(self.arrival_s), "arrival_s", self.arrival_s, "give a time in seconds")
-        _check(-(2**63) <= self.priority < 2**63, "priority", self.priority, "give a 64-bit number")
         salt_ok = len(self.cache_salt) <= MAX_SALT_CHARS and not set(self.cache_salt) & set("@/\\\0")
         _check(salt_ok, "cache_salt", self.cache_salt[:16], f"at most {MAX_SALT_CHARS} characters, none of @ / \\ NUL")
 
