@@ -16,7 +16,6 @@ from penstock.core.plan import NO_DECODE, Plan, RowStart
 from penstock.core.request import Request
 from penstock.core.sequence import ENDED, RESIDENT, FinishReason, SeqState, Sequence
 from penstock.core.view import Admission, Observer, View, Yield
-from penstock.engine.checks import check_choice
 from penstock.engine.decoding import Decoding
 from penstock.engine.draft import Draft, Planned
 from penstock.engine.ledger import Ledger
@@ -24,6 +23,7 @@ from penstock.engine.limits import QueueLimits
 from penstock.engine.messages import Update
 from penstock.engine.outputs import RequestStats
 from penstock.engine.queue import WaitQueue
+from penstock.policy.checks import check_choice
 from penstock.policy.presets import Policies
 
 SEED_STRIDE = 0x9E3779B97F4A7C15  # keeps the samples of one request apart; odd, so all 2**63 multiples differ

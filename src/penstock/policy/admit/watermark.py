@@ -6,24 +6,29 @@ from dataclasses import dataclass
 
 from penstock.core.sequence import SequenceView
 from penstock.core.view import Admission, View
+from penstock.policy.options import check_option
 
 
 @dataclass(frozen=True, slots=True)
 class Watermark:
     """Start if the known tokens fit and `reserve_frac` of the pool stays available for those who decode.
 
-    Optimistic: outputs are not counted, so a full pool leads to preemption. With nothing running the reserve does not
-    apply; otherwise a prompt nearly as large as the pool could never start.
+    Optimistic: outputs are not counted, so a full pool leads to preemption. With nobody else running the reserve does
+    not apply; otherwise a prompt nearly as large as the pool could never start.
     """
 
     reserve_frac: float = 0.02
+
+    def __post_init__(self) -> None:
+        check_option("reserve_frac", self.reserve_frac, 0 <= self.reserve_frac < 1, "give a share from 0 to below 1")
 
     def admit(self, seq: SequenceView, view: View) -> Admission:
         memory = view.memory
         # One token more than is known: the first output's state needs room at once. Shared blocks are already held or
         # evictable, and are counted as needed: the error is on the safe side and lasts one admission.
         need_blocks = memory.blocks_for(seq.total_tokens + 1) - memory.held_blocks(seq)
-        reserve_blocks = int(self.reserve_frac * memory.total_blocks) if view.running else 0
+        others_run = any(running.id != seq.id for running in view.running)  # a paused one holds its row already
+        reserve_blocks = int(self.reserve_frac * memory.total_blocks) if others_run else 0
         held_blocks = _promised_blocks(view)
         return (
             Admission.START if need_blocks + held_blocks + reserve_blocks <= memory.available_blocks else Admission.WAIT

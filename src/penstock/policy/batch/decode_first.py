@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from penstock.core.plan import Chunk, Plan
 from penstock.core.view import View, next_chunk
+from penstock.policy.options import check_option
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,11 @@ class DecodeFirst:
     budget_tokens: int = 2048
     long_tokens: int = 1024
     long_prefills: int = 1
+
+    def __post_init__(self) -> None:
+        check_option("budget_tokens", self.budget_tokens, self.budget_tokens >= 1, "give 1 or more")
+        check_option("long_tokens", self.long_tokens, self.long_tokens >= 0, "give 0 or more")
+        check_option("long_prefills", self.long_prefills, self.long_prefills >= 1, "give 1 or more")
 
     def batch(self, view: View) -> Plan:
         left_tokens = max(self.budget_tokens - view.decoding.tokens, 1)

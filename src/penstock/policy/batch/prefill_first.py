@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from penstock.core.plan import NO_DECODE, Chunk, Plan
 from penstock.core.view import View, next_chunk
+from penstock.policy.options import check_option
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +17,9 @@ class PrefillFirst:
     """
 
     budget_tokens: int = 8192
+
+    def __post_init__(self) -> None:
+        check_option("budget_tokens", self.budget_tokens, self.budget_tokens >= 1, "give 1 or more")
 
     def batch(self, view: View) -> Plan:
         left_tokens = self.budget_tokens

@@ -7,6 +7,7 @@ from math import inf
 
 from penstock.core.sequence import SequenceView
 from penstock.core.view import View
+from penstock.policy.options import check_option
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +19,11 @@ class EarliestDeadlineFirst:
     """
 
     no_deadline_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        check_option(
+            "no_deadline_s", self.no_deadline_s, 0 < self.no_deadline_s < inf, "give a positive number of seconds"
+        )
 
     @property
     def is_static(self) -> bool:

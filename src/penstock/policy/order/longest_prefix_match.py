@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 
 from penstock.core.sequence import SequenceView
 from penstock.core.view import View
+from penstock.policy.options import check_option
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +19,10 @@ class LongestPrefixMatch:
 
     patience_s: float = 10.0
     max_looked_up: int = 128
+
+    def __post_init__(self) -> None:
+        check_option("patience_s", self.patience_s, 0 <= self.patience_s < inf, "give a number of seconds")
+        check_option("max_looked_up", self.max_looked_up, self.max_looked_up >= 0, "give 0 or more")
 
     @property
     def is_static(self) -> bool:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 
 from penstock.core.sequence import SequenceView
 from penstock.core.view import View
+from penstock.policy.options import check_option
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +18,10 @@ class ShortestPrefill:
     """
 
     ageing_tokens_per_s: float = 15.0
+
+    def __post_init__(self) -> None:
+        ok = 0 < self.ageing_tokens_per_s < inf
+        check_option("ageing_tokens_per_s", self.ageing_tokens_per_s, ok, "give a positive number")
 
     @property
     def is_static(self) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from penstock.core.sequence import FinishReason, SequenceView
 from penstock.core.view import Observer, View
+from penstock.policy.options import check_option
 
 
 @dataclass(slots=True)
@@ -33,6 +34,11 @@ class EmpiricalQuantile(Observer):
     min_samples: int = 20
 
     def __post_init__(self) -> None:
+        check_option("window", self.window, self.window >= 1, "give 1 or more")
+        check_option("min_samples", self.min_samples, self.min_samples >= 1, "give 1 or more")
+        ok = 0 <= self.expected_frac <= self.bound_frac
+        check_option("expected_frac", self.expected_frac, ok, f"give 0 to bound_frac, which is {self.bound_frac}")
+        check_option("bound_frac", self.bound_frac, self.bound_frac <= 1, "give at most 1")
         self._recent: dict[str, _Recent] = {}
 
     def expected_tokens(self, seq: SequenceView) -> int:

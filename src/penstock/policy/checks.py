@@ -6,11 +6,11 @@ from collections.abc import Mapping
 
 from penstock.core.errors import PolicyViolation
 from penstock.core.plan import NO_DECODE, Chunk, Plan
-from penstock.core.sequence import Sequence
+from penstock.core.sequence import SequenceView
 from penstock.core.view import View
 
 
-def check_choice(policy: object, choice: Plan, view: View, prefilling: Mapping[int, Sequence]) -> None:
+def check_choice(policy: object, choice: Plan, view: View, prefilling: Mapping[int, SequenceView]) -> None:
     """Raise PolicyViolation if the answer of the batch slot cannot be carried out."""
     if choice.decode is not view.decoding and choice.decode is not NO_DECODE:
         raise PolicyViolation(policy, "`decode` must be view.decoding as a whole, or NO_DECODE")
@@ -26,7 +26,7 @@ def check_choice(policy: object, choice: Plan, view: View, prefilling: Mapping[i
         _check_chunk(policy, chunk, seq, view.n_layers)
 
 
-def _check_chunk(policy: object, chunk: Chunk, seq: Sequence, n_layers: int) -> None:
+def _check_chunk(policy: object, chunk: Chunk, seq: SequenceView, n_layers: int) -> None:
     if chunk.start != seq.planned_tokens or not chunk.start < chunk.stop <= seq.total_tokens:
         raise PolicyViolation(
             policy,
