@@ -8,71 +8,23 @@ from pathlib import Path
 from random import Random
 
 import pytest
-import torch
 
-import penstock
 from penstock.core.errors import ConfigError, ModelNotFound
-from penstock.core.executor import ModelFacts
 from penstock.core.request import SamplingParams
-from penstock.models.decoder import Decoder
 from penstock.models.weights import load_model
-from penstock.ops.batch import SegmentBatch
 from penstock.runtime.build import build_executor
-from penstock.runtime.executor import TorchExecutor
 
-from .driver import Driver, Job, expected_outputs
+from .driver import Job, expected_outputs
+from .real import BUNDLED, WholeForward, run_jobs, shrunk_config
 
-BUNDLED = Path(penstock.__file__).parent / "bundled" / "penstock-tiny"
 POOL = 64 * 2**20
 
 
 @pytest.fixture
 def tiny_dir(tmp_path: Path) -> Path:
     """The bundled architecture, shrunk; weights are dummies."""
-    config = json.loads((BUNDLED / "config.json").read_text())
-    config |= {"hidden_size": 32, "intermediate_size": 48, "head_dim": 8, "num_hidden_layers": 3, "vocab_size": 61}
-    config |= {"layer_types": ["full_attention"] * 3, "max_position_embeddings": 128}
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "config.json").write_text(json.dumps(shrunk_config()))
     return tmp_path
-
-
-class WholeForward:
-    """Each sequence in one pass, in a pool of its own: what the executor must equal."""
-
-    def __init__(self, decoder: Decoder, facts: ModelFacts) -> None:
-        self.decoder, self.facts = decoder, facts
-
-    def reference(self, ids: list[int]) -> torch.Tensor:
-        n_tokens, spec = len(ids), self.decoder.spec.layers[0].attention
-        batch = SegmentBatch(
-            positions_T=torch.arange(n_tokens),
-            slots_T=torch.arange(n_tokens),
-            q_starts=torch.tensor([0, n_tokens], dtype=torch.int32),
-            kv_lens=torch.tensor([n_tokens], dtype=torch.int32),
-            tables_SB=torch.zeros(1, 1, dtype=torch.int32),
-            q_starts_host=(0, n_tokens),
-            kv_lens_host=(n_tokens,),
-            block_tokens=n_tokens,
-        )
-        pools = [torch.zeros(2, 1, n_tokens, spec.kv_heads, spec.head_dim) for _ in range(self.facts.n_layers)]
-        with torch.inference_mode():
-            x_TD = self.decoder.embed(torch.tensor(ids))
-            return self.decoder.logits(self.decoder.run_layers(x_TD, batch, pools, 0, self.facts.n_layers))
-
-
-class Unallocated:
-    """Hands an executor to the driver, which wants to allocate itself."""
-
-    def __init__(self, executor: TorchExecutor) -> None:
-        self.submit, self.collect = executor.submit, executor.collect
-        self.facts, self.max_rows = executor.facts, executor.max_rows
-
-    def allocate(self, n_blocks: tuple[int, ...]) -> None:
-        """It is done."""
-
-
-def run_jobs(executor: TorchExecutor, jobs: list[Job], rng: Random) -> None:
-    Driver(Unallocated(executor), rng, n_blocks=min(executor.n_blocks[0], 200)).run(jobs)  # type: ignore[arg-type]
 
 
 def test_the_real_decoder_puts_out_the_same_in_any_interleaving(tiny_dir):

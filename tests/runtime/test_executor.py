@@ -6,6 +6,7 @@ import threading
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -210,6 +211,29 @@ def test_a_row_and_its_blocks_serve_the_next_sequence_in_the_same_plan():
         ]
         found = [executor.collect(ticket).tokens.tolist() for ticket in tickets]
     assert found == [[int(model.reference(prompt)[-1].argmax())] for prompt in prompts]
+
+
+def test_a_decoding_row_that_changes_hands_decodes_for_its_new_sequence():
+    model, hot = ToyDecoder(), SamplingParams(temperature=5.0)
+    with executing(model) as executor:
+        executor.allocate((2,))
+        executor.collect(executor.submit(prefill(1, start(0, [7], (0,)))))
+        group = DecodeGroup((0,), 1)
+        executor.collect(executor.submit(Plan(id=2, decode=group)))
+        handed = replace(start(0, [9], (1,), hot), seed=5)  # of one token: its first step may be a decode
+        result = executor.collect(executor.submit(Plan(id=3, decode=group, ends=(0,), starts=(handed,))))
+    assert result.tokens.tolist() == expected_outputs(model, Job(prompt=[9], n_outputs=1, sampling=hot, seed=5))
+
+
+def test_an_unfinished_pass_ends_with_its_sequence():
+    halves = [Chunk(row=0, start=0, stop=2, stop_layer=1), Chunk(row=0, start=0, stop=2, first_layer=1)]
+    with executing(ToyDecoder()) as executor:
+        executor.allocate((2,))
+        first = start(0, [5, 6], (0,))
+        executor.collect(executor.submit(Plan(id=1, starts=(first,), chunks=(halves[0],))))
+        broken = executor.submit(Plan(id=2, ends=(0,), starts=(first,), chunks=(halves[1],)))
+        with pytest.raises(AssertionError, match="has not begun"):
+            executor.collect(broken)
 
 
 def test_min_tokens_hold_the_stop_ids_back_unless_they_do_not_stop():

@@ -50,8 +50,9 @@ def rows() -> Rows:
 def test_starts_then_grows_make_the_tables_and_a_new_sequence_finds_no_old_entry(rows):
     apply(rows, Plan(starts=(row_start(1, 9, (5, 6, 7)),), grows=(RowBlocks(1, 0, 2, (8, 9)),)))
     assert rows.tables[0].mirror.dev[1].tolist() == [5, 6, 8, 9] + [0] * 6
-    apply(rows, Plan(ends=(1,), starts=(row_start(1, 2, (3,)),)))
-    assert rows.tables[0].mirror.dev[1].tolist() == [3] + [0] * 9
+    apply(rows, Plan(ends=(1,), starts=(row_start(1, 9, (3, 2, 1)),)))
+    apply(rows, Plan(ends=(1,), starts=(row_start(1, 2, (4,)),)))
+    assert rows.tables[0].mirror.dev[1].tolist() == [4] + [0] * 9
 
 
 def test_a_started_row_stands_at_its_last_known_token(rows):
