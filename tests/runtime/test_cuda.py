@@ -56,6 +56,7 @@ def test_any_interleaving_puts_out_what_each_sequence_would_alone(executor, tmp_
             assert [record.logprob for record in job.logprobs] == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_submit_never_waits_for_the_device(executor):
     asked = SamplingParams(temperature=1.0, top_p=0.9, logprobs=2, prompt_logprobs=1, min_tokens=3)
     starts = [
