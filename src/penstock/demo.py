@@ -35,7 +35,7 @@ def run_demo(n_requests: int) -> int:
         url = _wait_listening(server)
         _wait_ready(url, server)
         console.rule("a completion: def quicksort(")
-        _stream(f"{url}/v1/completions", {"prompt": "def quicksort(", "max_tokens": 96, "temperature": 0})
+        _stream(f"{url}/v1/completions", {"prompt": "def quicksort(", "max_tokens": 128, "temperature": 0})
         console.rule("a chat answer")
         question = [{"role": "user", "content": "What does textwrap.dedent do?"}]
         _stream(f"{url}/v1/chat/completions", {"messages": question, "max_tokens": 96, "temperature": 0})
@@ -55,7 +55,7 @@ def _wait_listening(server: subprocess.Popen[str]) -> str:
     assert server.stderr is not None
     url = ""
     for line in server.stderr:
-        console.print(f"[dim]{line.rstrip()}[/]")
+        console.print(line.rstrip(), style="dim", markup=False, soft_wrap=True)
         if line.startswith("listening on "):
             url = line.split()[-1]
         if line.startswith("serving "):

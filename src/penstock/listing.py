@@ -25,8 +25,8 @@ SYSTEMS = (
     System(
         name="burstgpt",
         room="workload",
-        switch="penstock replay --trace TRAFFIC, or penstock trace generate",
-        demonstration="penstock trace generate --help",
+        switch="penstock replay --trace steady|ragged|bursts|day, or penstock trace generate",
+        demonstration="penstock trace show steady; penstock trace show bursts",
     ),
 )
 

@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import itertools
 import secrets
+from array import array
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
+from msgspec import structs
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from penstock.core.errors import ConfigError
@@ -20,7 +22,7 @@ from penstock.engine.messages import Finish
 from penstock.engine.outputs import OutputDelta, RequestStats
 from penstock.engine.text_stream import TextStreams
 from penstock.launch import InProcessEngine, make_engine
-from penstock.options import make_options
+from penstock.options import EngineOptions, make_options
 from penstock.text.chat_template import ChatTemplate
 from penstock.text.tokenizer import Tokenizer
 
@@ -84,7 +86,7 @@ class _Front:
     def request(self, prompt: Prompt, sampling: SamplingParams) -> Request:
         tokens = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
         seed = sampling.seed if sampling.seed is not None else next(self._seeds)
-        return Request(id=f"r{next(self._ids)}", prompt=tokens, sampling=sampling, seed=seed % 2**63)
+        return Request(id=f"r{next(self._ids)}", prompt=array("i", tokens), sampling=sampling, seed=seed % 2**63)
 
     def render(self, messages: Messages) -> list[int]:
         text = ChatTemplate.of(self.tokenizer).render(messages)
@@ -100,6 +102,11 @@ def _empty_output(request: Request, prompt: Prompt) -> RequestOutput:
     )
 
 
+def unbounded(options: EngineOptions) -> EngineOptions:
+    """The same options without limits of the queue: a list of prompts that was handed over is not overload."""
+    return structs.replace(options, max_queued_requests=2**62, max_queued_tokens=2**62)
+
+
 class LLM:
     """A model in this process: `LLM("path/to/model").generate(prompts, SamplingParams(...))`.
 
@@ -109,7 +116,7 @@ class LLM:
 
     def __init__(self, model: str | None = None, **options: Any) -> None:
         self._front = _Front(model, options)
-        self._engine = make_engine(self._front.options)
+        self._engine = make_engine(unbounded(self._front.options))
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -140,7 +147,8 @@ class LLM:
         use_tqdm: bool = True,
     ) -> list[RequestOutput]:
         """Answer one conversation, or several, through the model's chat template."""
-        conversations = [messages] if messages and isinstance(messages[0], dict) else messages
+        is_one = bool(messages) and isinstance(messages[0], dict)
+        conversations = cast("Sequence[Messages]", [messages] if is_one else messages)
         rendered = [self._front.render(conversation) for conversation in conversations]
         return self.generate(rendered, sampling_params, use_tqdm=use_tqdm)
 
@@ -217,7 +225,7 @@ class AsyncLLM:
                 for delta in step:
                     yield delta
         finally:
-            await deltas.aclose()  # type: ignore[attr-defined]
+            await deltas.aclose()
 
     async def chat(
         self, messages: Messages, sampling_params: SamplingParams | None = None
@@ -259,8 +267,8 @@ def _progress(total: int, is_shown: bool) -> Iterator[_Advance]:
 def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     """A list of prompts, whether one was given or several."""
     if isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int)):
-        return [prompts]  # type: ignore[list-item]
-    return list(prompts)
+        return [cast(Prompt, prompts)]
+    return list(cast("Sequence[Prompt]", prompts))
 
 
 def _as_params(params: SamplingParams | Sequence[SamplingParams] | None, n: int) -> list[SamplingParams]:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 from penstock.api.chunks import ChatChunks, CompletionChunks, echoed
 from penstock.api.errors import Aborted, GenerationFailed, refusal_of
@@ -164,7 +164,7 @@ def _failure(delta: OutputDelta) -> GenerationFailed:
 async def run_all(engine: AsyncEngine, requests: tuple[Request, ...], in_flight: int) -> AsyncGenerator[Step, None]:
     """The steps of all requests as they come, at most `in_flight` requests at a time. Leaving early aborts the rest."""
     if len(requests) == 1:
-        async with contextlib.aclosing(_steps(engine, requests[0])) as steps:
+        async with contextlib.aclosing(engine.generate(requests[0])) as steps:
             async for deltas in steps:
                 yield 0, deltas
         return
@@ -174,7 +174,7 @@ async def run_all(engine: AsyncEngine, requests: tuple[Request, ...], in_flight:
     async def work() -> None:
         try:
             for prompt, request in left:
-                async with contextlib.aclosing(_steps(engine, request)) as steps:
+                async with contextlib.aclosing(engine.generate(request)) as steps:
                     async for deltas in steps:
                         await queue.put((prompt, deltas))
             await queue.put(None)
@@ -196,8 +196,3 @@ async def run_all(engine: AsyncEngine, requests: tuple[Request, ...], in_flight:
         for worker in workers:
             worker.cancel()
         await asyncio.gather(*workers, return_exceptions=True)
-
-
-def _steps(engine: AsyncEngine, request: Request) -> AsyncGenerator[tuple[OutputDelta, ...], None]:
-    """The engine promises that closing the iteration aborts the request; what can be closed is a generator."""
-    return cast("AsyncGenerator[tuple[OutputDelta, ...], None]", engine.generate(request))

@@ -7,10 +7,12 @@ PenstockError
 │   │   └── NeverFits                  longer than the memory that exists
 │   ├── ConfigError                    an option, a file or a name of the configuration
 │   │   └── UnknownName                a name that no table has; lists the known ones
-│   └── ModelError                     a model directory
-│       ├── ModelNotFound
-│       ├── CorruptModel
-│       └── UnsupportedModel
+│   ├── ModelError                     a model directory
+│   │   ├── ModelNotFound
+│   │   ├── CorruptModel
+│   │   └── UnsupportedModel
+│   ├── TraceError                     a trace file (penstock.workload.trace)
+│   └── ReplayError                    a replay that cannot run (penstock.workload.records)
 ├── Overloaded                         a limit of the queue; carries `retry_after_s`
 ├── EngineDied                         the engine process or its executor is gone
 ├── IllegalTransition                  our own mistake: a state moved where its table does not allow
