@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint types check format clean
+.PHONY: demo test lint types check format docs clean
 
 demo: $(VENV)/.serve ## Start a server with the bundled model, stream two answers, replay bursty requests
 	$(BIN)/penstock demo
@@ -24,6 +24,9 @@ check: $(VENV)/.dev
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+docs: $(VENV)/.dev ## Make the generated parts of docs/ anew
+	$(BIN)/python -m penstock.listing docs/*.md
 
 # Two stamps: a user who wants the demo need not wait for what only developers need.
 $(VENV)/.serve: pyproject.toml

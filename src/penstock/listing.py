@@ -1,13 +1,21 @@
-"""`penstock policies` and `penstock systems`: what can be switched on, read from the tables themselves."""
+"""What can be switched on, read from the tables themselves: for the terminal and for docs/."""
 
 from __future__ import annotations
 
 import dataclasses
+import re
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import TypeVar
 
 from rich.console import Console
 from rich.table import Table
 
+from penstock.cache.blocks import NEXT as BLOCK_NEXT
+from penstock.core.sequence import NEXT as SEQUENCE_NEXT
 from penstock.policy.presets import DEFAULT, PRESETS, TABLES, option_fields
 
 
@@ -21,6 +29,7 @@ class System:
     demonstration: str
 
 
+StateT = TypeVar("StateT", bound=Enum)
 SYSTEMS = (
     System(
         name="burstgpt",
@@ -67,3 +76,54 @@ def _first_line(policy: type) -> str:
 def _options(policy: type) -> str:
     fields = option_fields(policy).values()
     return ", ".join(f"{f.name}={f.default}" for f in fields if f.default is not dataclasses.MISSING)
+
+
+# --- the same for docs/ ---
+
+
+def policies_markdown() -> str:
+    """The tables of docs/policies.md."""
+    lines = []
+    for slot, policies in TABLES.items():
+        lines += [f"### {slot}", "", "| policy | what it does | options |", "| --- | --- | --- |"]
+        for name, policy in policies.items():
+            mark = " (default)" if DEFAULT[slot] == name else ""
+            lines.append(f"| `{name}`{mark} | {_first_line(policy)} | {_options(policy) or '-'} |")
+        lines.append("")
+    lines += ["### presets", "", "| `--policy` | differs from the default by |", "| --- | --- |"]
+    for name, slots in PRESETS.items():
+        difference = ", ".join(f"{slot} = `{policy}`" for slot, policy in slots.items())
+        lines.append(f"| `{name}` | {difference or 'nothing'} |")
+    return "\n".join(lines)
+
+
+def diagram(table: Mapping[StateT, frozenset[StateT]]) -> str:
+    """A table of legal transitions as a Mermaid diagram."""
+    lines = ["```mermaid", "stateDiagram-v2"]
+    for state, following in table.items():
+        source = state.value.replace("-", "_")
+        lines += [f"    {source} --> {to.value.replace('-', '_')}" for to in sorted(following, key=lambda s: s.value)]
+        if not following:
+            lines.append(f"    {source} --> [*]")
+    return "\n".join([*lines, "```"])
+
+
+GENERATED: Mapping[str, Callable[[], str]] = {
+    "policies": policies_markdown,
+    "sequence-states": lambda: diagram(SEQUENCE_NEXT),
+    "block-states": lambda: diagram(BLOCK_NEXT),
+}
+
+
+def fill_in(text: str) -> str:
+    """A document with everything between `<!-- generated: NAME -->` and `<!-- end -->` made anew."""
+
+    def made(match: re.Match[str]) -> str:
+        return f"{match[1]}\n{GENERATED[match[2]]()}\n{match[3]}"
+
+    return re.sub(r"(<!-- generated: ([a-z-]+) -->).*?(<!-- end -->)", made, text, flags=re.DOTALL)
+
+
+if __name__ == "__main__":
+    for page in map(Path, sys.argv[1:]):
+        page.write_text(fill_in(page.read_text()))
