@@ -21,6 +21,7 @@ from penstock.core.plan import Chunk, DecodeGroup, Plan, RowStart
 from penstock.core.request import SamplingParams
 from penstock.runtime import layout, rows, sampling, step, transfer
 from penstock.runtime.executor import TorchExecutor
+from penstock.runtime.readback import Stopwatch
 
 from .driver import Driver, Job, expected_outputs
 from .toy import MAX_TOKENS, STOP, VOCAB, ToyDecoder
@@ -315,6 +316,20 @@ def test_a_broken_step_is_raised_and_every_later_one_fails_by_name():
         for ticket in (tickets[2], executor.submit(Plan(id=4))):
             with pytest.raises(EngineDied, match=r"step 2 failed before it: ArithmeticError\('the device is on fire"):
                 executor.collect(ticket)
+
+
+def test_a_step_that_breaks_on_the_device_ends_the_executor_too(monkeypatch):
+    def broken_wait_s(self: Stopwatch) -> float:
+        raise RuntimeError("illegal memory access")
+
+    with executing(ToyDecoder()) as executor:
+        executor.allocate((4,))
+        first = executor.submit(prefill(1, start(0, [5], (0,))))
+        with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="illegal memory access"):
+            patch.setattr(Stopwatch, "wait_s", broken_wait_s)
+            executor.collect(first)
+        with pytest.raises(EngineDied, match="step 1 failed before it"):
+            executor.collect(executor.submit(Plan(id=2, decode=DecodeGroup((0,), 1))))
 
 
 def test_close_ends_the_thread_though_results_wait():

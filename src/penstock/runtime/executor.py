@@ -92,8 +92,11 @@ class TorchExecutor:
             with torch.inference_mode():
                 return self._step.run(plan, known)
         except Exception as error:
-            self._died_of = f"step {plan.id} failed before it: {error!r}"
+            self._note_death(plan.id, error)
             raise
+
+    def _note_death(self, plan_id: int, error: Exception) -> None:
+        self._died_of = self._died_of or f"step {plan_id} failed before it: {error!r}"
 
     def collect(self, ticket: Ticket) -> StepResult:
         """Wait for the oldest result. Raises what broke its step; EngineDied if an earlier step broke."""
@@ -101,7 +104,12 @@ class TorchExecutor:
         oldest, future = self._submitted[0]
         assert ticket == oldest, f"{ticket} is not the oldest: collect {oldest} first"
         self._submitted.popleft()
-        return future.result().result()
+        readback = future.result()
+        try:
+            return readback.result()
+        except Exception as error:  # an accelerator tells of a broken step only now
+            self._note_death(ticket.plan_id, error)
+            raise
 
     def close(self) -> None:
         """End the worker and give the pools back. Results that were not collected are lost."""
