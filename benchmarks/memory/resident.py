@@ -16,6 +16,7 @@ import json
 import random
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -38,6 +39,7 @@ def start(kv_memory: str) -> tuple[subprocess.Popen[str], str]:
         if line.startswith("listening on "):
             url = line.split()[-1]
         if line.startswith("serving "):
+            threading.Thread(target=lambda: [None for _ in server.stderr or ()], daemon=True).start()
             return server, url
     raise SystemExit("the server did not start")
 

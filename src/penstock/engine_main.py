@@ -6,7 +6,9 @@ It ends with its parent: an engine without a front end serves nobody and would h
 from __future__ import annotations
 
 import logging
+import logging.handlers
 import os
+import queue
 import signal
 import sys
 import threading
@@ -23,6 +25,7 @@ from penstock.launch import make_engine
 from penstock.options import EngineOptions
 
 PARENT_CHECK_S = 1.0
+MAX_LINES = 10_000
 
 
 def _end_with_parent(parent: int) -> None:
@@ -31,13 +34,43 @@ def _end_with_parent(parent: int) -> None:
     os._exit(3)
 
 
+class _NeverWaiting(logging.handlers.QueueHandler):
+    """Hands lines to a thread that writes them: whoever reads standard error slowly must not hold up a step.
+
+    When the reader is `MAX_LINES` behind, lines are dropped, and the next one that gets through says how many.
+    """
+
+    def __init__(self) -> None:
+        self._lines: queue.Queue[logging.LogRecord] = queue.Queue(MAX_LINES)
+        super().__init__(self._lines)
+        self._n_dropped = 0
+        plain = logging.StreamHandler()
+        plain.setFormatter(logging.Formatter("%(message)s"))
+        self._writer = logging.handlers.QueueListener(self._lines, plain)
+        self._writer.start()
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        if self._n_dropped and not self._lines.full():
+            n, self._n_dropped = self._n_dropped, 0
+            lost = f"{n} log lines were dropped: standard error is read too slowly"
+            self._lines.put_nowait(logging.LogRecord(record.name, logging.WARNING, "", 0, lost, (), None))
+        try:
+            self._lines.put_nowait(record)
+        except queue.Full:
+            self._n_dropped += 1
+
+    def close(self) -> None:
+        self._writer.stop()
+        super().close()
+
+
 def main() -> int:
     """Serve until told to stop. Exit codes: 0 asked to, 1 a broken step, 2 options or model, 3 the parent is gone."""
     parent = os.getppid()
     threading.Thread(target=_end_with_parent, args=(parent,), name="parent", daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the front end decides what it means
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.INFO, handlers=[_NeverWaiting()])
     options = msgspec.json.decode(sys.stdin.buffer.read(), type=EngineOptions)
     link = ZmqEngineEnd(Path(sys.argv[1]))
     try:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -28,6 +29,9 @@ from penstock.options import EngineOptions
 from penstock.text.tokenizer import Tokenizer
 
 log = logging.getLogger("penstock.launch")
+# oneDNN compiles a kernel for every shape it meets and keeps 1024 of them, some hundred MiB when every prompt has another
+# length. 64 hold a step's shapes with room to spare; what was measured is in docs/benchmarks.md. The user's own win.
+KERNEL_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "LRU_CACHE_CAPACITY": "64"}
 OnPhase = Callable[[str, float | None], None]
 
 
@@ -101,7 +105,7 @@ class EngineProcess:
         self._link = ZmqFrontEnd(self._folder)
         self._is_closing = False
         command = [sys.executable, "-m", "penstock.engine_main", str(self._folder)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE)
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, env={**KERNEL_CACHES, **os.environ})
         assert self._process.stdin is not None
         self._process.stdin.write(msgspec.json.encode(options))
         self._process.stdin.close()
