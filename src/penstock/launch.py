@@ -29,8 +29,8 @@ from penstock.options import EngineOptions
 from penstock.text.tokenizer import Tokenizer
 
 log = logging.getLogger("penstock.launch")
-# oneDNN compiles a kernel for every shape it meets and keeps 1024 of them, some hundred MiB when every prompt has another
-# length. 64 hold a step's shapes with room to spare; what was measured is in docs/benchmarks.md. The user's own win.
+# oneDNN compiles a kernel for every shape it meets and keeps 1024 of them: some hundred MiB when every prompt has
+# another length. 64 hold a step's shapes with room to spare; the figures are in docs/benchmarks.md. The user's own win.
 KERNEL_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "LRU_CACHE_CAPACITY": "64"}
 OnPhase = Callable[[str, float | None], None]
 
