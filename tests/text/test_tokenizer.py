@@ -105,10 +105,15 @@ def test_a_damaged_file_is_named_in_one_line(folder, name, content):
     assert str(folder) in message
 
 
-@pytest.mark.parametrize("text", ["\ud800", "fine \udfff", "a\0b"])
+@pytest.mark.parametrize("text", ["\ud800", "fine \udfff"])
 def test_text_that_is_no_unicode_is_refused_before_the_library_sees_it(folder, text):
     with pytest.raises(InvalidRequest):
         Tokenizer.from_directory(folder).encode(text)
+
+
+def test_control_characters_are_text_like_any_other(folder):
+    tokenizer = Tokenizer.from_directory(folder)
+    assert tokenizer.decode(tokenizer.encode("a\0b\x01", add_special_tokens=False)) == "a\0b\x01"
 
 
 @pytest.mark.parametrize("bad", [b"\xff\xfe", b'{"a": "\xff"}'])

@@ -108,8 +108,6 @@ class Tokenizer:
 
 def check_text(text: str, param: str = "prompt") -> None:
     """Refuse text that no tokenizer takes. Raises InvalidRequest."""
-    if "\0" in text:
-        raise InvalidRequest(f"{param} has a NUL character at {text.index(chr(0))}: leave it out", param=param)
     if text.isascii():
         return
     try:
