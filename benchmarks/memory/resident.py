@@ -3,8 +3,8 @@
     python benchmarks/memory/resident.py --requests 2000 --kv-memory 128MiB
 
 Starts a server of its own on a free port, sends mixed requests with 32 in flight (prompts of 8 to 900 tokens, some of
-them shared, some cancelled half way), samples the resident size of both processes, and stops the server. The stated constant is for
-everything else: two interpreters, torch, the HTTP stack, compiled kernels and the workspace of a 2048-token step.
+them shared, some cancelled half way), samples the resident size of both processes, and stops the server. The stated
+constant is for everything else: two interpreters, torch, the HTTP stack, compiled kernels, the workspace of a step.
 Last line: JSON; exit status 1 if more than 15 % above weights + KV + constant was held at any time.
 """
 
