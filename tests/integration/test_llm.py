@@ -1,0 +1,119 @@
+"""The Python API on the bundled model."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import random
+
+import pytest
+
+from penstock import LLM, AsyncLLM, SamplingParams
+from penstock.core.errors import InvalidRequest, ModelNotFound, PromptTooLong, UnknownName
+from penstock.core.sequence import FinishReason
+
+
+@pytest.fixture(scope="module")
+def llm():
+    with LLM(kv_memory="64MiB", dtype="float32", threads=1, seed=7) as made:
+        yield made
+
+
+def greedy(**options: object) -> SamplingParams:
+    return SamplingParams(**{"max_tokens": 16, "temperature": 0.0} | options)  # type: ignore[arg-type]
+
+
+def test_64_mixed_requests_lose_and_duplicate_nothing(llm):
+    rng = random.Random(3)
+    prompts = [[rng.randrange(3, 4000) for _ in range(rng.randint(1, 90))] for _ in range(64)]
+    params = [
+        SamplingParams(
+            max_tokens=rng.randint(1, 24),
+            temperature=rng.choice([0.0, 0.8]),
+            n=rng.choice([1, 1, 2]),
+            top_p=rng.choice([1.0, 0.9]),
+            seed=k,
+            ignore_eos=True,
+        )
+        for k, _ in enumerate(prompts)
+    ]
+    together = llm.generate(prompts, params, use_tqdm=False)
+    assert [output.prompt_token_ids for output in together] == prompts
+    for output, wanted in zip(together, params, strict=True):
+        assert [len(sample.token_ids) for sample in output.outputs] == [wanted.max_tokens] * wanted.n
+        assert all(sample.finish_reason is FinishReason.LENGTH for sample in output.outputs)
+    for k in (0, 9, 33):  # what a request draws does not depend on its neighbours
+        (alone,) = llm.generate([prompts[k]], params[k], use_tqdm=False)
+        assert [s.token_ids for s in alone.outputs] == [s.token_ids for s in together[k].outputs]
+
+
+def test_a_completion_of_quicksort_is_python(llm):
+    (output,) = llm.generate(
+        "def quicksort(", greedy(max_tokens=200, stop=("\n\n\n", "\ndef ", "\nclass ")), use_tqdm=False
+    )
+    ast.parse("def quicksort(" + output.outputs[0].text)
+
+
+def test_a_stop_string_cuts_the_text_and_the_tokens(llm):
+    (whole,) = llm.generate("def quicksort(", greedy(max_tokens=60), use_tqdm=False)
+    (cut,) = llm.generate("def quicksort(", greedy(max_tokens=60, stop=("return",)), use_tqdm=False)
+    text = whole.outputs[0].text
+    assert cut.outputs[0].text == text[: text.index("return")]
+    assert cut.outputs[0].stop_reason == "return"
+    assert cut.outputs[0].finish_reason is FinishReason.STOP
+    assert cut.outputs[0].token_ids == whole.outputs[0].token_ids[: len(cut.outputs[0].token_ids)]
+    assert cut.outputs[0].stats.output_tokens == len(cut.outputs[0].token_ids)
+
+
+def test_logprobs_of_prompt_and_outputs_have_one_entry_per_token(llm):
+    (output,) = llm.generate("import os", greedy(logprobs=3, prompt_logprobs=1), use_tqdm=False)
+    sample = output.outputs[0]
+    assert [entry.token for entry in sample.logprobs] == sample.token_ids
+    assert all(entry.rank == 1 and len(entry.top) == 3 for entry in sample.logprobs)  # greedy takes the likeliest
+    assert output.prompt_logprobs is not None
+    assert output.prompt_logprobs[0] is None
+    assert [entry.token for entry in output.prompt_logprobs[1:] if entry] == output.prompt_token_ids[1:]
+
+
+def test_chat_goes_through_the_template(llm):
+    (output,) = llm.chat([{"role": "user", "content": "Who are you?"}], greedy(max_tokens=40), use_tqdm=False)
+    assert "penstock-tiny" in output.outputs[0].text
+    assert output.outputs[0].finish_reason is FinishReason.STOP
+
+
+def test_a_bad_prompt_in_a_list_loses_nothing(llm):
+    with pytest.raises(PromptTooLong, match="context is 2048"):
+        llm.generate([[5, 6, 7], [1] * 3000], greedy(), use_tqdm=False)
+    with pytest.raises(InvalidRequest, match="token id 99999"):
+        llm.generate([[5, 6, 99999]], greedy(), use_tqdm=False)
+    assert llm.generate([], greedy(), use_tqdm=False) == []
+    assert len(llm.generate([[5, 6, 7]], greedy(), use_tqdm=False)) == 1
+    llm._engine.scheduler.audit()
+    assert not llm._engine.has_work
+
+
+def test_wrong_options_are_named():
+    with pytest.raises(UnknownName, match="kv_memory"):
+        LLM(kvmemory="1GiB")
+    with pytest.raises(ModelNotFound, match="no model at"):
+        LLM("nowhere/at/all")
+
+
+def test_streams_end_early_and_leave_nothing_behind():
+    async def run():
+        async with AsyncLLM(kv_memory="32MiB", threads=1) as llm:
+            text = ""
+            async for delta in llm.stream("def quicksort(", greedy(max_tokens=1000, ignore_eos=True)):
+                text += delta.text
+                if len(text) > 20:
+                    break
+            parts = await asyncio.gather(*(joined(llm, f"def f{k}(") for k in range(8)))
+            alone = [await joined(llm, f"def f{k}(") for k in range(8)]
+            assert parts == alone
+            assert llm._engine is not None
+            assert llm._engine.client.n_open == 0
+
+    async def joined(llm, prompt):
+        return "".join([delta.text async for delta in llm.stream(prompt, greedy())])
+
+    asyncio.run(run())
