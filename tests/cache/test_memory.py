@@ -16,6 +16,9 @@ from penstock.policy.retain.lru import LeastRecentlyUsed
 BLOCK_TOKENS = 4
 SPEC = StateSpec(name="kv", kind=StateKind.PAGED, layers=(0,), block_tokens=BLOCK_TOKENS, block_bytes=64)
 
+FAMILIES = [[0] * 40, [0] * 9 + [1] * 31, [1] * 40]  # so that prefixes are shared
+LENGTHS = [1, 4, 5, 8, 9, 12, 13, 16, 17, 18, 24, 25, 33]  # around multiples of the block
+
 
 def make_memory(n_blocks: int, **options: bool) -> tuple[Memory, PagedGroup]:
     group = PagedGroup(SPEC, n_blocks, LeastRecentlyUsed())
@@ -30,7 +33,7 @@ def make_seq(name: str, prompt: list[int], salt: str = "", **sampling: int) -> S
 class MemoryMachine(RuleBasedStateMachine):
     """Sequences start, grow, fork, compute and end; `content` says what a device would have in each slot by now."""
 
-    @initialize(n_blocks=st.integers(1, 12))
+    @initialize(n_blocks=st.integers(3, 30))
     def make(self, n_blocks):
         self.memory, self.group = make_memory(n_blocks)
         self.n_blocks = n_blocks
@@ -56,19 +59,23 @@ class MemoryMachine(RuleBasedStateMachine):
             wanted = (seq.request.cache_salt, tuple(seq.tokens[: position + 1]))
             assert self.content.get(slot) == wanted, f"{seq}: position {position} is not what the cache said"
 
+    @precondition(lambda self: len(self.seqs) < 4)
     @rule(
-        prompt=st.lists(st.integers(0, 1), min_size=1, max_size=3 * BLOCK_TOKENS + 1),
+        family=st.sampled_from(FAMILIES),
+        length=st.sampled_from(LENGTHS),
         salt=st.sampled_from(["", "", "", "x"]),
     )
-    def arrive(self, prompt, salt):
+    def arrive(self, family, length, salt):
         self.n_seqs += 1
-        seq = make_seq(f"r{self.n_seqs}", prompt, salt)
-        self.waiting[seq.id] = seq
+        seq = make_seq(f"r{self.n_seqs}", family[:length], salt)
+        self.begin(seq)
 
     @precondition(lambda self: self.waiting)
     @rule(data=st.data())
-    def start(self, data):
-        seq = self.waiting.pop(data.draw(st.sampled_from(sorted(self.waiting))))
+    def come_back(self, data):
+        self.begin(self.waiting.pop(data.draw(st.sampled_from(sorted(self.waiting)))))
+
+    def begin(self, seq):
         said = self.memory.hit_tokens(seq)
         findable = self.findable()
         hit, (table,) = self.memory.start(seq)
@@ -83,31 +90,32 @@ class MemoryMachine(RuleBasedStateMachine):
         self.enter(seq, table, hit)
 
     @precondition(lambda self: self.seqs)
-    @rule(data=st.data(), more=st.integers(0, 2 * BLOCK_TOKENS + 1))
-    def grow(self, data, more):
+    @rule(data=st.data(), ahead=st.sampled_from([0, 1, 3, 8, 8, 20]))
+    def advance(self, data, ahead):
+        """Make room, and compute what is known; behind the last known token comes an output."""
         seq = self.pick(data)
-        to_tokens = seq.planned_tokens + more
+        to_tokens = min(seq.planned_tokens + ahead, len(seq.tokens))
+        if self.grow(seq, to_tokens + data.draw(st.integers(0, 5))):
+            self.compute(seq, to_tokens)
+
+    def grow(self, seq, to_tokens):
         table, before = self.tables[seq.id], self.seen()
         missing = max(0, -(-to_tokens // BLOCK_TOKENS) - len(table))
         change = self.memory.try_grow(seq, to_tokens)
         assert (change is not None) == (missing <= before[0])
         if change is None:
             assert self.seen() == before
-            return
+            return False
         for grow in change.grows:
             assert (grow.row, grow.group, grow.at) == (seq.row, 0, len(table))
             table.extend(grow.blocks)
         assert not change.copies
         assert len(table) * BLOCK_TOKENS >= to_tokens
         assert self.memory.capacity_tokens(seq) == len(table) * BLOCK_TOKENS
+        return True
 
-    @precondition(lambda self: self.seqs)
-    @rule(data=st.data(), n=st.integers(1, 2 * BLOCK_TOKENS), output=st.integers(0, 1))
-    def compute(self, data, n, output):
-        """What fits is written; behind the last known token comes an output."""
-        seq = self.pick(data)
+    def compute(self, seq, stop):
         table = self.tables[seq.id]
-        stop = min(seq.planned_tokens + n, len(seq.tokens), len(table) * BLOCK_TOKENS)
         for position in range(seq.planned_tokens, stop):
             block = table[position // BLOCK_TOKENS]
             assert sum(block in other for other in self.tables.values()) == 1, "a write into a shared block"
@@ -115,23 +123,23 @@ class MemoryMachine(RuleBasedStateMachine):
         seq.plan_to(stop)
         self.memory.note_written(seq)
         if stop == len(seq.tokens):
-            seq.tokens.append(output)
+            seq.tokens.append(seq.tokens[0])
 
-    @precondition(lambda self: any(seq.planned_tokens for seq in self.seqs.values()))
+    @precondition(lambda self: any(seq.planned_tokens > BLOCK_TOKENS for seq in self.seqs.values()))
     @rule(data=st.data())
     def fork(self, data):
-        parents = sorted(name for name, seq in self.seqs.items() if seq.planned_tokens)
+        parents = sorted(name for name, seq in self.seqs.items() if seq.planned_tokens > BLOCK_TOKENS)
         parent = self.seqs[data.draw(st.sampled_from(parents))]
         tokens = data.draw(st.integers(0, parent.planned_tokens - 1))
         self.n_seqs += 1
         child = make_seq(f"r{self.n_seqs}", list(parent.tokens[: tokens + 1]), parent.request.cache_salt)
         before = self.seen()
-        fork = self.memory.try_fork(parent, child, tokens, self.now_s)
+        fork = self.memory.try_fork(parent, child, tokens)
         assert (fork is not None) == (before[0] >= (tokens % BLOCK_TOKENS > 0))
         if fork is None:
             assert self.seen() == before
-            self.memory.forget(child)
             return
+        assert fork.tokens == tokens
         for copy in fork.copies:
             for offset in range(BLOCK_TOKENS):
                 self.content[copy.target, offset] = self.content.get((copy.source, offset), ("", ()))

@@ -52,10 +52,18 @@ class StateGroup(Protocol):
         """A table whose first `hit_tokens` are cached state. `hit_tokens` is an answer of `longest_hit`."""
         ...
 
-    def fork(self, parent_id: str, seq_id: str, tokens: int) -> Growth | None:
+    def longest_fork(self, parent_id: str, limit_tokens: int) -> int:
+        """The most tokens, at most `limit_tokens`, behind which the parent's state is still there."""
+        ...
+
+    def fork_blocks(self, parent_id: str, tokens: int) -> int:
+        """Blocks that `fork` would take."""
+        ...
+
+    def fork(self, parent_id: str, seq_id: str, tokens: int) -> Growth:
         """A table with the parent's state behind `tokens` tokens; writing into it leaves the parent as it is.
 
-        None, and nothing changed, if blocks are short.
+        `tokens` is an answer of `longest_fork`, and `fork_blocks` are available.
         """
         ...
 
@@ -121,12 +129,17 @@ class PagedGroup:
         self._noted[seq_id] = len(table)
         return tuple(table)
 
-    def fork(self, parent_id: str, seq_id: str, tokens: int) -> Growth | None:
-        whole, rest = divmod(tokens, self.spec.block_tokens)
+    def longest_fork(self, parent_id: str, limit_tokens: int) -> int:
+        return limit_tokens  # every token's state stays
+
+    def fork_blocks(self, parent_id: str, tokens: int) -> int:
+        return 1 if tokens % self.spec.block_tokens else 0
+
+    def fork(self, parent_id: str, seq_id: str, tokens: int) -> Growth:
+        whole = tokens // self.spec.block_tokens
         shared = self._tables[parent_id][:whole]
-        fresh = self.pool.try_take(1 if rest else 0)
-        if fresh is None:
-            return None
+        fresh = self.pool.try_take(self.fork_blocks(parent_id, tokens))
+        assert fresh is not None, f"no block for the fork of {parent_id}"
         for block in shared:
             self.pool.share(block)
         self._tables[seq_id] = [*shared, *fresh]

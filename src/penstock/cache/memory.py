@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from penstock.cache.groups import Growth, PagedGroup, StateGroup
+from penstock.cache.groups import PagedGroup, StateGroup
 from penstock.cache.prefix import KeyChain, root_key
 from penstock.core.executor import StateKind, StateSpec
 from penstock.core.plan import BlockCopy, RowBlocks
@@ -26,8 +26,11 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Fork:
-    """The block tables of a forked sequence, one per group, and what is copied into them first."""
+    """A sequence begun with the state of a sibling behind `tokens` tokens: its block tables, one per group, and what is
+    copied into them first.
+    """
 
+    tokens: int
     tables: tuple[tuple[int, ...], ...]
     copies: tuple[BlockCopy, ...]
 
@@ -80,14 +83,17 @@ class Memory:
         if not self._share_prefixes or seq.request.sampling.prompt_logprobs is not None:
             return 0
         chain = self._chain(seq)
-        hit = len(seq.tokens) - 1
-        while True:  # the longest length that suits every group
-            shorter = hit
+        return self._longest(len(seq.tokens) - 1, lambda group, limit: group.longest_hit(chain, limit))
+
+    def _longest(self, limit_tokens: int, ask: Callable[[StateGroup, int], int]) -> int:
+        """The most tokens, at most the limit, that suit every group; each answers with the most that suit it."""
+        while True:
+            shorter = limit_tokens
             for group in self.groups:
-                shorter = group.longest_hit(chain, shorter)
-            if shorter == hit:
-                return hit
-            hit = shorter
+                shorter = ask(group, shorter)
+            if shorter == limit_tokens:
+                return shorter
+            limit_tokens = shorter
 
     # --- what the scheduler does --------------------------------------------------------------------------------------
     def fits_ever(self, tokens: int) -> bool:
@@ -102,19 +108,18 @@ class Memory:
         self.counters.hit_tokens += hit
         return hit, tuple(group.start(seq.id, chain, hit) for group in self.groups)
 
-    def try_fork(self, parent: Sequence, seq: Sequence, tokens: int, now_s: float) -> Fork | None:
-        """Begin a sequence with a resident sibling's state behind `tokens` tokens. None if blocks are short."""
-        growths: list[Growth] = []
-        for group in self.groups:
-            growth = group.fork(parent.id, seq.id, tokens)
-            if growth is None:
-                for done in self.groups[: len(growths)]:
-                    done.release(seq.id, now_s)
-                return None
-            growths.append(growth)
+    def try_fork(self, parent: Sequence, seq: Sequence, limit_tokens: int) -> Fork | None:
+        """Begin a sequence with a resident sibling's state behind as many tokens as it still has, at most the limit.
+
+        None, and nothing changed, if one group is short of blocks.
+        """
+        tokens = self._longest(limit_tokens, lambda group, limit: group.longest_fork(parent.id, limit))
+        if any(group.fork_blocks(parent.id, tokens) > group.pool.available for group in self.groups):
+            return None
+        growths = [group.fork(parent.id, seq.id, tokens) for group in self.groups]
         self._chain(seq)
         copies = tuple(BlockCopy(g, a, b) for g, growth in enumerate(growths) for a, b in growth.copies)
-        return Fork(tuple(growth.blocks for growth in growths), copies)
+        return Fork(tokens, tuple(growth.blocks for growth in growths), copies)
 
     def try_grow(self, seq: Sequence, to_tokens: int) -> Change | None:
         """Room for tokens [0, to_tokens) in every group; None, and nothing changed, if one is short."""

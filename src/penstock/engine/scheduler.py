@@ -197,11 +197,10 @@ class Scheduler:
         parent = self._fork_parent.get(seq.id)
         row = self._free_rows[-1]
         if parent is not None and parent.state in RESIDENT and parent.planned_tokens >= len(seq.request.prompt):
-            hit = len(seq.request.prompt) - 1
-            fork = self.memory.try_fork(parent, seq, hit, self._now_s)
+            fork = self.memory.try_fork(parent, seq, len(seq.request.prompt) - 1)
             if fork is None:
                 return False
-            tables = fork.tables
+            hit, tables = fork.tokens, fork.tables
             self._draft.copies.extend((row, copy) for copy in fork.copies)
         else:
             hit, tables = self.memory.start(seq)
