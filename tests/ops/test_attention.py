@@ -68,9 +68,15 @@ def segments(draw):
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS.values(), ids=ATTENTIONS.keys())
-@given(shape=segments(), kv_heads=st.sampled_from([1, 2]), group=st.sampled_from([1, 3]), seed=st.integers(0, 99))
-@settings(max_examples=60, deadline=None)
-def test_paged_attention_equals_torch_on_each_sequence_alone(attention, shape, kv_heads, group, seed):
+@given(
+    shape=segments(),
+    kv_heads=st.sampled_from([1, 2]),
+    group=st.sampled_from([1, 3]),
+    window=st.one_of(st.none(), st.integers(1, 50)),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=80, deadline=None)
+def test_paged_attention_equals_torch_on_each_sequence_alone(attention, shape, kv_heads, group, window, seed):
     q_lens, kv_lens, block_tokens = shape
     generator = torch.Generator().manual_seed(seed)
     batch, n_blocks = make_batch(q_lens, kv_lens, block_tokens, generator=generator)
@@ -83,14 +89,43 @@ def test_paged_attention_equals_torch_on_each_sequence_alone(attention, shape, k
             kv[:, batch.tables_SB[s, at // block_tokens], at % block_tokens] = keys[:, at]
         q_s = q[batch.q_starts_host[s] : batch.q_starts_host[s + 1]]
         mask = torch.ones(q_len, kv_len, dtype=torch.bool).tril(kv_len - q_len)
+        if window is not None:
+            mask = mask.triu(kv_len - q_len - window + 1)
         k_s, v_s = keys.repeat_interleave(group, dim=2).transpose(1, 2)
         expected = F.scaled_dot_product_attention(q_s.transpose(0, 1), k_s, v_s, attn_mask=mask, scale=0.3)
         out_rows.append(expected.transpose(0, 1))
         scores = (q_s.transpose(0, 1) @ k_s.transpose(1, 2) * 0.3).masked_fill(~mask, -torch.inf)
         lse_rows.append(scores.logsumexp(-1).T)
-    out, lse = attention(q, kv, batch, 0.3)
+    out, lse = attention(q, kv, batch, 0.3, window)
     torch.testing.assert_close(out, torch.cat(out_rows), atol=3e-6, rtol=0)
     torch.testing.assert_close(lse, torch.cat(lse_rows), atol=3e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS.values(), ids=ATTENTIONS.keys())
+@pytest.mark.parametrize("n_tokens", [1, 5, 200])
+@pytest.mark.parametrize("window", [None, 3, 100])
+def test_a_soft_cap_bends_the_scores_before_anything_is_hidden(attention, n_tokens, window):
+    generator = torch.Generator().manual_seed(n_tokens)
+    batch, n_blocks = make_batch([n_tokens], [200], 16, generator=generator)
+    q, kv = torch.randn(n_tokens, 2, 8, generator=generator), torch.randn(2, n_blocks, 16, 2, 8, generator=generator)
+    k, v = kv[:, batch.tables_SB[0]].flatten(1, 2)[:, :200].transpose(1, 2)
+    mask = torch.ones(n_tokens, 200, dtype=torch.bool).tril(200 - n_tokens)
+    if window is not None:
+        mask = mask.triu(200 - n_tokens - window + 1)
+    scores = (1.5 * torch.tanh(q.transpose(0, 1) @ k.transpose(1, 2) * 2 / 1.5)).masked_fill(~mask, -torch.inf)
+    out, lse = attention(q, kv, batch, 2.0, window, 1.5)
+    torch.testing.assert_close(out, (scores.softmax(-1) @ v).transpose(0, 1), atol=3e-6, rtol=0)
+    torch.testing.assert_close(lse, scores.logsumexp(-1).T, atol=3e-6, rtol=1e-6)
+
+
+def test_a_window_reads_no_block_outside_of_it_on_the_cpu():
+    attention = ATTENTIONS["cpu"]
+    generator = torch.Generator().manual_seed(0)
+    batch, n_blocks = make_batch([1, 3], [100, 90], 16, generator=generator)
+    q, kv = torch.randn(4, 2, 8, generator=generator), torch.randn(2, n_blocks, 16, 2, 8, generator=generator)
+    expected, _ = attention(q, kv, batch, 0.3, 20)
+    batch.tables_SB[0, :5] = batch.tables_SB[1, :4] = 10**6
+    torch.testing.assert_close(attention(q, kv, batch, 0.3, 20)[0], expected, atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS.values(), ids=ATTENTIONS.keys())
@@ -126,6 +161,8 @@ def test_a_batch_of_many_lengths_is_grouped_so_that_little_is_padded():
     kv_lens = (2000, *([50] * 40), 900, 1100)
     layout = _lay_out(tuple(range(len(kv_lens) + 1)), kv_lens, 16, 4096)
     assert sorted(row for group in layout.groups for row in group.rows_R.tolist()) == list(range(len(kv_lens)))
-    assert all(len(group.rows_R) * group.n_blocks * 16 <= 4096 for group in layout.groups)
-    assert sum(len(group.rows_R) * group.n_blocks * 16 for group in layout.groups) <= 2 * (sum(kv_lens) + 16 * 43)
+    assert all(len(group.rows_R) * group.entries_RB.shape[1] * 16 <= 4096 for group in layout.groups)
+    assert sum(len(group.rows_R) * group.entries_RB.shape[1] * 16 for group in layout.groups) <= 2 * (
+        sum(kv_lens) + 16 * 43
+    )
     assert len(layout.groups) <= 5

@@ -16,6 +16,7 @@ SHAPES = {  # tokens and keys of each segment
     "chunks with context": ([3, 16, 31], [50, 48, 32]),
     "mixed": ([1, 20, 1, 7, 1], [70, 20, 3, 90, 16]),
 }
+LIMITS = ((1, None), (16, None), (33, 2.0), (None, 5.0))  # windows and caps
 HEADS = ((4, 2, 64), (3, 3, 72), (8, 1, 128))  # queries, KV, head dim
 
 
@@ -27,4 +28,8 @@ def cases(device: str) -> Iterator[Case]:
                 batch, n_blocks = make_batch(q_lens, kv_lens, 16, generator=generator, device=device)
                 q = random_normal(generator, sum(q_lens), heads + 2, head_dim, dtype=dtype, device=device)[:, :heads]
                 kv = random_normal(generator, 2, n_blocks, 16, kv_heads, head_dim, dtype=dtype, device=device)
-                yield Case(f"{name}, {heads}/{kv_heads}x{head_dim} {dtype}", (q, kv, batch, head_dim**-0.5), atol)
+                args = q, kv, batch, head_dim**-0.5
+                yield Case(f"{name}, {heads}/{kv_heads}x{head_dim} {dtype}", args, atol)
+                for window_tokens, soft_cap in LIMITS:
+                    case = f"{name}, {heads}/{kv_heads}x{head_dim} {dtype}, window {window_tokens}, cap {soft_cap}"
+                    yield Case(case, (*args, window_tokens, soft_cap), atol)
