@@ -21,6 +21,7 @@ from tests.engine.unruly import Outcome, RandomLayers, Restless
 from tests.models.checkpoints import VOCAB_SIZE, make_model, save
 
 FAMILIES = ("llama3-gqa", "qwen3", "qwen3-moe-mixed")
+MORE_FAMILIES = ("qwen2-windows", "qwen2-moe")
 MAX_NEW_TOKENS = 14
 CONTEXT = 96
 PROMPT_LENGTHS = (1, 3, 7, 8, 9, 16, 17, 30, 41)
@@ -75,9 +76,7 @@ requests = st.lists(
 )
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(
+scenarios = given(
     asked=requests,
     n_blocks=st.integers(24, 60),
     max_rows=st.integers(1, 6),
@@ -87,10 +86,23 @@ requests = st.lists(
     cuts=st.one_of(st.none(), st.lists(st.integers(0, 9), min_size=1, max_size=4).filter(any)),
     restless=st.one_of(st.none(), st.integers(2, 5)),
 )
-def test_greedy_output_is_that_of_transformers_however_a_request_was_served(
-    reference, family, asked, n_blocks, max_rows, look_ahead, preset, budget_tokens, cuts, restless
-):
-    folder, wanted = reference(family)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@scenarios
+def test_greedy_output_is_that_of_transformers_however_a_request_was_served(reference, family, **scenario):
+    serve_and_compare(*reference(family), **scenario)
+
+
+@pytest.mark.parametrize("family", MORE_FAMILIES)
+@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@scenarios
+def test_so_is_that_of_every_further_family(reference, family, **scenario):
+    serve_and_compare(*reference(family), **scenario)
+
+
+def serve_and_compare(folder, wanted, *, asked, n_blocks, max_rows, look_ahead, preset, budget_tokens, cuts, restless):
     policies = build_policies(preset, options={"batch": {"budget_tokens": budget_tokens}})
     if cuts is not None:
         policies = replace(policies, batch=RandomLayers(tuple(cuts)))

@@ -12,6 +12,10 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
     Qwen3MoeConfig,
@@ -43,6 +47,8 @@ YARN_ROPE = {
     "original_max_position_embeddings": 64,
     "beta_fast": 16.0,
 }
+EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+WINDOW = 7  # shorter than every prompt of more than a few tokens, and no multiple of a block
 LINEAR_ROPE = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
 
 
@@ -50,13 +56,21 @@ def _llama(**options: Any) -> PreTrainedModel:
     return LlamaForCausalLM(LlamaConfig(**SHAPE | options))
 
 
+def _qwen2(**options: Any) -> PreTrainedModel:
+    return Qwen2ForCausalLM(Qwen2Config(**SHAPE | {"num_key_value_heads": 2} | options))
+
+
+def _qwen2_moe(**options: Any) -> PreTrainedModel:
+    shape = SHAPE | {"num_key_value_heads": 2, "shared_expert_intermediate_size": 40} | EXPERTS
+    return Qwen2MoeForCausalLM(Qwen2MoeConfig(**shape | options))
+
+
 def _qwen3(**options: Any) -> PreTrainedModel:
     return Qwen3ForCausalLM(Qwen3Config(**SHAPE | {"num_key_value_heads": 2, "head_dim": 32} | options))
 
 
 def _qwen3_moe(**options: Any) -> PreTrainedModel:
-    experts = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
-    shape = SHAPE | {"num_key_value_heads": 2, "head_dim": 16} | experts
+    shape = SHAPE | {"num_key_value_heads": 2, "head_dim": 16} | EXPERTS
     return Qwen3MoeForCausalLM(Qwen3MoeConfig(**shape | options))
 
 
@@ -67,8 +81,12 @@ MAKERS: dict[str, Callable[[], PreTrainedModel]] = {
         num_key_value_heads=1, rope_parameters=YARN_ROPE, attention_bias=True, mlp_bias=True, head_dim=24
     ),
     "llama-linear": lambda: _llama(num_key_value_heads=4, rope_parameters=LINEAR_ROPE),
+    "qwen2": lambda: _qwen2(tie_word_embeddings=True),
+    "qwen2-windows": lambda: _qwen2(use_sliding_window=True, sliding_window=WINDOW, max_window_layers=2),
+    "qwen2-moe": lambda: _qwen2_moe(mlp_only_layers=[1]),
     "qwen3": lambda: _qwen3(tie_word_embeddings=True),
     "qwen3-biased": lambda: _qwen3(attention_bias=True),
+    "qwen3-windows": lambda: _qwen3(use_sliding_window=True, sliding_window=WINDOW, max_window_layers=1),
     "qwen3-moe": lambda: _qwen3_moe(norm_topk_prob=True),
     "qwen3-moe-mixed": lambda: _qwen3_moe(decoder_sparse_step=2, mlp_only_layers=[3]),
 }

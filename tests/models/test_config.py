@@ -117,7 +117,7 @@ def read(tmp_path):
 def test_published_models_have_their_published_size(config, published_parameters, read):
     spec = read(config)
     attention = spec.layers[0].attention
-    norm_rows = (attention.q_heads + attention.kv_heads - 2) * attention.head_dim if attention.has_qk_norm else 0
+    norm_rows = (attention.q_heads + attention.kv_heads - 2) * attention.head_dim if attention.qk_norm else 0
     assert weight_bytes(spec) == 2 * (published_parameters + norm_rows * len(spec.layers))
     assert weight_bytes(spec, "float32") == 2 * weight_bytes(spec)
 
@@ -130,7 +130,7 @@ def test_llama_is_read_into_typed_records(read):
     assert (attention.q_heads, attention.kv_heads, attention.head_dim) == (32, 8, 128)
     assert spec.layers[0].mlp == DenseSpec(width=14336)
     assert spec.stop_token_ids == {128001, 128008, 128009}
-    assert (spec.dtype, spec.max_position_tokens, spec.norm_eps) == ("bfloat16", 131072, 1e-5)
+    assert (spec.dtype, spec.max_position_tokens, spec.norm.eps) == ("bfloat16", 131072, 1e-5)
 
 
 def test_layers_are_dense_or_sparse_as_the_configuration_says(read):
@@ -201,15 +201,14 @@ def test_code_that_comes_with_a_model_is_not_even_looked_at(read):
     [
         ({"architectures": ["GPT2LMHeadModel"]}, r"GPT2LMHeadModel'\] is not supported; known: Llama.*Qwen3.*Qwen3Moe"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config .* supported: bfloat16"),
-        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; supported: 'silu'"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; supported: silu, gelu_pytorch_tanh"),
         (
             {"rope_scaling": {"rope_type": "longrope"}},
             "rope_type is 'longrope'; supported: default, linear, llama3, yarn",
         ),
         ({"rope_scaling": {"mrope_section": [1, 2]}}, "mrope_section"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5; supported: 1.0"),
-        ({"use_sliding_window": True}, "use_sliding_window is True; supported: False"),
-        ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types .* only 'full_attention'"),
+        ({"layer_types": ["linear"] * 28}, "layer_types has 'linear'; supported: full_attention, sliding_attention"),
         ({"torch_dtype": "int8"}, "dtype is 'int8'; supported: bfloat16, float16, float32"),
     ],
 )
@@ -217,6 +216,12 @@ def test_what_is_not_supported_is_refused_and_says_what_is(change, message, read
     with pytest.raises(UnsupportedModel, match=message) as caught:
         read(QWEN3_06B | change)
     assert str(tmp_path / "config.json") in str(caught.value)
+
+
+@pytest.mark.parametrize("change", [{"use_sliding_window": True}, {"layer_types": ["sliding_attention"] * 48}], ids=str)
+def test_windows_beside_experts_are_refused(change, read):
+    with pytest.raises(UnsupportedModel, match=r"config\.json: (use_sliding_window is True|layer_types has 'sliding)"):
+        read(QWEN3_30B_A3B | change)
 
 
 @pytest.mark.parametrize("base", [LLAMA31_8B, QWEN3_06B, QWEN3_30B_A3B], ids=["llama", "qwen3", "qwen3-moe"])

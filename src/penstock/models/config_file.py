@@ -41,15 +41,19 @@ class ConfigFile:
             raise CorruptModel(f"{path} holds a JSON {type(values).__name__}, expected an object")
         return cls(values, str(path))
 
-    def integer(self, *keys: str, default: Any = REQUIRED, most: int = 2**31 - 1) -> Any:
-        """An int from 1 to `most`, under the first of `keys` that is there."""
+    def is_null(self, key: str) -> bool:
+        """The key is there and null, where that means something else than its absence."""
+        return key in self.values and self.values[key] is None
+
+    def integer(self, *keys: str, default: Any = REQUIRED, least: int = 1, most: int = 2**31 - 1) -> Any:
+        """An int from `least` to `most`, under the first of `keys` that is there."""
         key, value = self._find(keys, default)
         if value is default:
             return default
         if isinstance(value, bool) or not isinstance(value, int):
             raise self.wrong(key, "a whole number")
-        if not 1 <= value <= most:
-            raise self.wrong(key, f"a number from 1 to {most}")
+        if not least <= value <= most:
+            raise self.wrong(key, f"a number from {least} to {most}")
         return value
 
     def number(self, key: str, default: Any = REQUIRED) -> Any:

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from enum import Enum
+
+from penstock.ops.activation import Activation
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,66 +58,114 @@ class RopeSpec:
     scaling: RopeScaling = NoScaling()
 
 
+class QkNorm(Enum):
+    """What a norm on queries and keys spans: each head by itself, or a whole projection."""
+
+    HEAD = "head"
+    PROJECTION = "projection"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionSpec:
-    """Softmax attention. rope None: no positions in this layer. window_tokens None: every earlier token is seen."""
+    """Softmax attention over grouped heads.
+
+    rope None: no positions in this layer. window_tokens: keys that a token sees at most, itself included; None: every
+    earlier one. score_scale None: 1 / sqrt(head_dim). soft_cap: see `penstock.ops.paged_attention`.
+    """
 
     q_heads: int
     kv_heads: int
     head_dim: int
     rope: RopeSpec | None
-    has_qk_norm: bool = False
+    qk_norm: QkNorm | None = None
     has_qkv_bias: bool = False
     has_out_bias: bool = False
     window_tokens: int | None = None
+    score_scale: float | None = None
+    soft_cap: float | None = None
 
     @property
     def scale(self) -> float:
-        return 1.0 / math.sqrt(self.head_dim)
+        return 1.0 / math.sqrt(self.head_dim) if self.score_scale is None else self.score_scale
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DenseSpec:
-    """A gated MLP (silu) of inner `width`."""
+    """A gated MLP of inner `width`."""
 
     width: int
     has_bias: bool = False
+    activation: Activation = Activation.SILU
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpertsSpec:
     """A mixture of gated MLPs, each of inner `width`; a softmax router picks `top_k` of them for a token.
 
-    is_normalized: the weights of the picked ones are scaled to sum to 1 (norm_topk_prob).
+    is_normalized: the weights of the picked ones are scaled to sum to 1 (norm_topk_prob). shared: an MLP that every
+    token passes, too; has_shared_gate: weighed by a sigmoid of the token.
     """
 
     n_experts: int
     top_k: int
     width: int
     is_normalized: bool
+    activation: Activation = Activation.SILU
+    shared: DenseSpec | None = None
+    has_shared_gate: bool = False
 
 
 MlpSpec = DenseSpec | ExpertsSpec
 
 
+class NormPlace(Enum):
+    """Where the norms of a layer stand: before attention and MLP, behind them, or both."""
+
+    BEFORE = "before"
+    BEHIND = "behind"
+    AROUND = "around"
+
+    @property
+    def has_before(self) -> bool:
+        return self is not NormPlace.BEHIND
+
+    @property
+    def has_behind(self) -> bool:
+        return self is not NormPlace.BEFORE
+
+
 @dataclass(frozen=True, slots=True)
 class LayerSpec:
-    """One decoder layer: norm, attention, norm, MLP, each half added to the residual stream."""
+    """One decoder layer: attention, then MLP, each added to the residual stream, with norms where `norms` says."""
 
     attention: AttentionSpec
     mlp: MlpSpec
+    norms: NormPlace = NormPlace.BEFORE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NormSpec:
+    """Every RMS norm of a model. is_centered: the stored weights are differences from 1 (Gemma)."""
+
+    eps: float
+    is_centered: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
-    """A whole model. dtype: of the stored weights. is_tied: the embedding is the head, too."""
+    """A whole model. dtype: of the stored weights. is_tied: the embedding is the head, too.
+
+    embed_scale: what embeddings are multiplied by. logit_soft_cap: as `AttentionSpec.soft_cap`, for the logits.
+    """
 
     architecture: str
     hidden_size: int
     vocab_size: int
     layers: tuple[LayerSpec, ...]
-    norm_eps: float
+    norm: NormSpec
     is_tied: bool
     max_position_tokens: int
     stop_token_ids: frozenset[int]
     dtype: str
+    embed_scale: float = 1.0
+    logit_soft_cap: float | None = None

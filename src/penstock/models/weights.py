@@ -90,13 +90,14 @@ def load_tensors(
 
 
 def make_dummy(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
-    """Random weights that keep activations finite: norms are 1, the rest is normal."""
+    """Random weights that keep activations finite: norms scale by 1, the rest is normal."""
+    norm_fill = 0.0 if spec.norm.is_centered else 1.0
     generator = torch.Generator(device).manual_seed(DUMMY_SEED)
     tensors = {}
     for parameter in parameters_of(spec, WeightNames()):
         tensor = torch.empty(parameter.shape, dtype=dtype, device=device)
         if parameter.name.endswith("_norm"):
-            tensor.fill_(1.0)
+            tensor.fill_(norm_fill)
         else:
             tensor.normal_(0.0, DUMMY_STD, generator=generator)
         tensors[parameter.name] = tensor

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from penstock.core.errors import CorruptModel, UnsupportedModel
 from penstock.models.config_file import ConfigFile, short
 from penstock.models.rope import read_rope
-from penstock.models.spec import AttentionSpec, DenseSpec, LayerSpec, ModelSpec
+from penstock.models.spec import AttentionSpec, DenseSpec, ExpertsSpec, LayerSpec, ModelSpec, NormSpec, QkNorm
+from penstock.ops.activation import Activation
 
 MAX_LAYERS = 10_000  # a damaged configuration must not make us build billions of records
+LAYER_TYPES = {"full_attention": False, "sliding_attention": True}
+ACTIVATIONS = {activation.value: activation for activation in (Activation.SILU, Activation.GELU_TANH)}
 DTYPES = ("bfloat16", "float16", "float32")
 
 
@@ -35,15 +39,23 @@ class WeightNames:
     q_norm: str = "model.layers.{layer}.self_attn.q_norm"
     k_norm: str = "model.layers.{layer}.self_attn.k_norm"
     attention_out: str = "model.layers.{layer}.self_attn.o_proj"
+    attention_post_norm: str = "model.layers.{layer}.post_attention_layernorm"  # where norms stand behind
     mlp_norm: str = "model.layers.{layer}.post_attention_layernorm"
     gate_up: tuple[str, ...] = ("model.layers.{layer}.mlp.gate_proj", "model.layers.{layer}.mlp.up_proj")
     down: str = "model.layers.{layer}.mlp.down_proj"
+    mlp_post_norm: str = "model.layers.{layer}.post_feedforward_layernorm"
     router: str = "model.layers.{layer}.mlp.gate"
     expert_gate_up: tuple[str, ...] = (
         "model.layers.{layer}.mlp.experts.{expert}.gate_proj",
         "model.layers.{layer}.mlp.experts.{expert}.up_proj",
     )
     expert_down: str = "model.layers.{layer}.mlp.experts.{expert}.down_proj"
+    shared_gate_up: tuple[str, ...] = (
+        "model.layers.{layer}.mlp.shared_expert.gate_proj",
+        "model.layers.{layer}.mlp.shared_expert.up_proj",
+    )
+    shared_down: str = "model.layers.{layer}.mlp.shared_expert.down_proj"
+    shared_gate: str = "model.layers.{layer}.mlp.shared_expert_gate"
     ignored: tuple[str, ...] = (".rotary_emb.inv_freq",)
 
 
@@ -55,28 +67,71 @@ class Family:
     names: WeightNames = field(default_factory=WeightNames)
 
 
-def read_attention(config: ConfigFile, *, head_dim: int, has_qk_norm: bool) -> AttentionSpec:
-    """Grouped-query attention with rope and optional biases."""
+def read_attention(
+    config: ConfigFile, *, default_head_dim: int | None = None, qk_norm: QkNorm | None = None
+) -> AttentionSpec:
+    """Grouped-query attention with rope and optional biases. default_head_dim None: the hidden size over the heads."""
     q_heads = config.integer("num_attention_heads")
     kv_heads = config.integer("num_key_value_heads", default=q_heads)
     if q_heads % kv_heads:
         raise CorruptModel(
             f"{config.source}: num_attention_heads {q_heads} is no multiple of num_key_value_heads {kv_heads}"
         )
+    head_dim = config.integer("head_dim", default=default_head_dim or config.integer("hidden_size") // q_heads)
     has_bias = config.flag("attention_bias", False)
     return AttentionSpec(
         q_heads=q_heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
         rope=read_rope(config, head_dim),
-        has_qk_norm=has_qk_norm,
+        qk_norm=qk_norm,
         has_qkv_bias=has_bias,
         has_out_bias=has_bias,
     )
 
 
-def read_dense(config: ConfigFile) -> DenseSpec:
-    return DenseSpec(width=config.integer("intermediate_size"), has_bias=config.flag("mlp_bias", False))
+def read_layer_types(config: ConfigFile, default: Callable[[int], bool]) -> tuple[bool, ...]:
+    """For each layer, whether it has a window: `layer_types`, or the family's rule where that is absent."""
+    listed = config.values.get("layer_types")
+    n_layers = count_layers(config)
+    if listed is None:
+        return tuple(default(index) for index in range(n_layers))
+    if not isinstance(listed, list) or len(listed) != n_layers:
+        raise CorruptModel(f"{config.source}: layer_types is {short(listed)}, expected a list of {n_layers} names")
+    for kind in listed:
+        if kind not in LAYER_TYPES:
+            raise UnsupportedModel(
+                f"{config.source}: layer_types has {short(kind)}; supported: {', '.join(sorted(LAYER_TYPES))}"
+            )
+    return tuple(LAYER_TYPES[kind] for kind in listed)
+
+
+def read_dense(config: ConfigFile, width_key: str = "intermediate_size") -> DenseSpec:
+    return DenseSpec(
+        width=config.integer(width_key), has_bias=config.flag("mlp_bias", False), activation=read_activation(config)
+    )
+
+
+def read_activation(config: ConfigFile) -> Activation:
+    """`hidden_activation` (Gemma) or `hidden_act`; silu if there is neither."""
+    name = config.text("hidden_activation", "hidden_act", default="silu")
+    if name not in ACTIVATIONS:
+        raise UnsupportedModel(f"{config.source}: hidden_act is {short(name)}; supported: {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]
+
+
+def read_experts(config: ConfigFile, **differing: Any) -> ExpertsSpec:
+    """Experts of the most common keys. differing: fields that a family reads from elsewhere, or fixes."""
+    fields: dict[str, Any] = {
+        "n_experts": differing.pop("n_experts", None) or config.integer("num_experts", "num_local_experts"),
+        "top_k": config.integer("num_experts_per_tok"),
+        "width": differing.pop("width", None) or config.integer("moe_intermediate_size"),
+        "activation": read_activation(config),
+    }
+    spec = ExpertsSpec(**fields | differing)
+    if spec.top_k > spec.n_experts:
+        raise CorruptModel(f"{config.source}: num_experts_per_tok {spec.top_k} of {spec.n_experts} experts")
+    return spec
 
 
 def count_layers(config: ConfigFile) -> int:
@@ -90,13 +145,12 @@ def read_model(config: ConfigFile, architecture: str, layers: tuple[LayerSpec, .
         raise UnsupportedModel(
             f"{config.source}: quantization_config asks for quantized weights; supported: {', '.join(DTYPES)}"
         )
-    config.require("hidden_act", "silu", default="silu")
     return ModelSpec(
         architecture=architecture,
         hidden_size=config.integer("hidden_size"),
         vocab_size=config.integer("vocab_size"),
         layers=layers,
-        norm_eps=config.number("rms_norm_eps"),
+        norm=NormSpec(eps=config.number("rms_norm_eps")),
         is_tied=config.flag("tie_word_embeddings", False),
         max_position_tokens=config.integer("max_position_embeddings"),
         stop_token_ids=frozenset(config.integers("eos_token_id", ())),

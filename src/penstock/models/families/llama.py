@@ -8,9 +8,7 @@ from penstock.models.spec import LayerSpec, ModelSpec
 
 
 def read_config(config: ConfigFile, architecture: str) -> ModelSpec:
-    default_head_dim = config.integer("hidden_size") // config.integer("num_attention_heads")
-    attention = read_attention(config, head_dim=config.integer("head_dim", default=default_head_dim), has_qk_norm=False)
-    layer = LayerSpec(attention, read_dense(config))
+    layer = LayerSpec(read_attention(config), read_dense(config))
     return read_model(config, architecture, (layer,) * count_layers(config))
 
 

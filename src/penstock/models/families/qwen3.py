@@ -1,24 +1,20 @@
-"""Qwen3, dense: grouped-query attention with norms on queries and keys."""
+"""Qwen3, dense: Qwen2's layers with norms on queries and keys instead of biases."""
 
 from __future__ import annotations
 
-from penstock.core.errors import UnsupportedModel
-from penstock.models.config_file import ConfigFile, short
-from penstock.models.families.family import Family, count_layers, read_attention, read_dense, read_model
-from penstock.models.spec import AttentionSpec, LayerSpec, ModelSpec
+from dataclasses import replace
 
-
-def read_qwen3_attention(config: ConfigFile, default_head_dim: int) -> AttentionSpec:
-    config.require("use_sliding_window", False, default=False)  # `sliding_window` alone means nothing
-    kinds = config.values.get("layer_types") or []
-    if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
-        raise UnsupportedModel(f"{config.source}: layer_types is {short(kinds)}; supported: only 'full_attention'")
-    return read_attention(config, head_dim=config.integer("head_dim", default=default_head_dim), has_qk_norm=True)
+from penstock.models.config_file import ConfigFile
+from penstock.models.families.family import Family, read_attention, read_dense, read_model
+from penstock.models.families.qwen2 import read_windows
+from penstock.models.spec import LayerSpec, ModelSpec, QkNorm
 
 
 def read_config(config: ConfigFile, architecture: str) -> ModelSpec:
-    layer = LayerSpec(read_qwen3_attention(config, 128), read_dense(config))
-    return read_model(config, architecture, (layer,) * count_layers(config))
+    attention = read_attention(config, default_head_dim=128, qk_norm=QkNorm.HEAD)
+    mlp = read_dense(config)
+    layers = tuple(LayerSpec(replace(attention, window_tokens=window), mlp) for window in read_windows(config))
+    return read_model(config, architecture, layers)
 
 
 FAMILY = Family(read_config=read_config)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
+from penstock.ops.activation import Activation
 from penstock.ops.check import Case, random_normal
 from penstock.ops.route.reference import route
 
@@ -24,4 +25,6 @@ def cases(device: str) -> Iterator[Case]:
             down = random_normal(generator, n_experts, hidden, width, dtype=dtype, device=device) * width**-0.5
             logits = random_normal(generator, tokens, n_experts, dtype=dtype, device=device)
             weights, chosen = route(logits, top_k, True)
-            yield Case(f"{tokens} tokens, {top_k} of {n_experts} {dtype}", (x, gate_up, down, weights, chosen), atol)
+            for activation in Activation:
+                case = f"{tokens} tokens, {top_k} of {n_experts} {dtype}, {activation.value}"
+                yield Case(case, (x, gate_up, down, weights, chosen, activation), atol)

@@ -9,22 +9,30 @@ import torch
 import torch.nn.functional as F  # noqa: N812, the name that everybody reads
 from torch import Tensor
 
-from penstock.ops.gated_silu import gated_silu
+from penstock.ops.activation import Activation
+from penstock.ops.gated import GATED
 
 
-def experts(x_TD: Tensor, gate_up_EFD: Tensor, down_EDF: Tensor, weights_TK: Tensor, experts_TK: Tensor) -> Tensor:
+def experts(
+    x_TD: Tensor,
+    gate_up_EFD: Tensor,
+    down_EDF: Tensor,
+    weights_TK: Tensor,
+    experts_TK: Tensor,
+    activation: Activation = Activation.SILU,
+) -> Tensor:
     """See `reference.experts`."""
     visits_V = experts_TK.flatten()
     order_V = visits_V.argsort(stable=True)
     tokens_V = order_V // experts_TK.shape[1]
     x_VD = x_TD.index_select(0, tokens_V)
     out_VD = torch.empty_like(x_VD)
-    start = 0
+    start, gate = 0, GATED[activation]
     for expert, n_visits in enumerate(torch.bincount(visits_V).tolist()):
         if n_visits == 0:
             continue
         piece = slice(start, start + n_visits)
-        out_VD[piece] = F.linear(gated_silu(F.linear(x_VD[piece], gate_up_EFD[expert])), down_EDF[expert])
+        out_VD[piece] = F.linear(gate(F.linear(x_VD[piece], gate_up_EFD[expert])), down_EDF[expert])
         start += n_visits
     out_VD *= weights_TK.flatten().index_select(0, order_V).unsqueeze(1)
     out_TD = torch.zeros_like(x_TD, dtype=torch.float32)

@@ -140,7 +140,7 @@ def _lay_out(
         groups.append(_group(rows, [q_starts[s] for s in rows], [seen[s] for s in rows], block_tokens))
         at += len(rows)
     longer = (s for s in live if lengths[s] > 1)
-    pieces = (_pieces(s, *q_starts[s : s + 2], kv_lens[s], block_tokens, window_tokens) for s in longer)
+    pieces = (_pieces(s, q_starts[s], q_starts[s + 1], kv_lens[s], block_tokens, window_tokens) for s in longer)
     return _Layout(tuple(groups), tuple(piece for some in pieces for piece in some))
 
 
@@ -149,7 +149,7 @@ def _first_seen(position: int, window_tokens: int | None) -> int:
 
 
 def _group(rows: Sequence[int], tokens: Sequence[int], seen: Sequence[tuple[int, int]], block_tokens: int) -> _Group:
-    first_R1, stop_R1 = torch.tensor(seen).split(1, dim=1)
+    first_R1, stop_R1 = torch.tensor(seen).unsqueeze(2).unbind(1)
     first_block_R1, last_block_R1 = first_R1 // block_tokens, (stop_R1 - 1) // block_tokens
     n_blocks = int((last_block_R1 - first_block_R1).max()) + 1
     keys_RL = first_block_R1 * block_tokens + torch.arange(n_blocks * block_tokens)

@@ -18,6 +18,7 @@ def cases(device: str) -> Iterator[Case]:
             weight = random_normal(generator, *shape[1:], dtype=dtype, device=device)
             yield Case(f"{shape} {dtype}", (x, weight, 1e-6), atol)
             yield Case(f"{shape} {dtype} with residual", (x, weight, 1e-6, residual), atol)
+            yield Case(f"{shape} {dtype} centered", (x, weight, 1e-6, residual, True), atol)
         wide = random_normal(generator, 4, 10, 64, dtype=dtype, device=device)
         weight = random_normal(generator, 6, 64, dtype=dtype, device=device)
         yield Case(f"part of the heads {dtype}", (wide[:, :6], weight, 1e-6), atol)

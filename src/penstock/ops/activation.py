@@ -1,0 +1,12 @@
+"""The activations of gated MLPs, by name; `gated.py` has the op of each. No torch here: configurations name them."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class Activation(Enum):
+    """By the name that configurations use."""
+
+    SILU = "silu"
+    GELU_TANH = "gelu_pytorch_tanh"

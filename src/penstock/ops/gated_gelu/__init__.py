@@ -1,0 +1,6 @@
+"""The activation of Gemma's MLP."""
+
+from penstock.ops.gated_gelu import reference
+from penstock.ops.op import Op
+
+gated_gelu = Op("gated_gelu", reference.gated_gelu)
