@@ -11,6 +11,10 @@ import torch
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -56,6 +60,15 @@ def _llama(**options: Any) -> PreTrainedModel:
     return LlamaForCausalLM(LlamaConfig(**SHAPE | options))
 
 
+def _mistral(**options: Any) -> PreTrainedModel:
+    return MistralForCausalLM(MistralConfig(**SHAPE | {"num_key_value_heads": 2} | options))
+
+
+def _mixtral(**options: Any) -> PreTrainedModel:
+    shape = SHAPE | {"num_key_value_heads": 2, "num_local_experts": 5, "num_experts_per_tok": 2}
+    return MixtralForCausalLM(MixtralConfig(**shape | options))
+
+
 def _qwen2(**options: Any) -> PreTrainedModel:
     return Qwen2ForCausalLM(Qwen2Config(**SHAPE | {"num_key_value_heads": 2} | options))
 
@@ -81,6 +94,9 @@ MAKERS: dict[str, Callable[[], PreTrainedModel]] = {
         num_key_value_heads=1, rope_parameters=YARN_ROPE, attention_bias=True, mlp_bias=True, head_dim=24
     ),
     "llama-linear": lambda: _llama(num_key_value_heads=4, rope_parameters=LINEAR_ROPE),
+    "mistral": lambda: _mistral(sliding_window=WINDOW),
+    "mistral-nemo": lambda: _mistral(sliding_window=None, head_dim=24),
+    "mixtral": lambda: _mixtral(),
     "qwen2": lambda: _qwen2(tie_word_embeddings=True),
     "qwen2-windows": lambda: _qwen2(use_sliding_window=True, sliding_window=WINDOW, max_window_layers=2),
     "qwen2-moe": lambda: _qwen2_moe(mlp_only_layers=[1]),

@@ -13,15 +13,15 @@ from penstock.core.errors import UnsupportedModel
 from penstock.models.config_file import ConfigFile, short
 from penstock.models.spec import LinearScaling, Llama3Scaling, NoScaling, RopeScaling, RopeSpec, YarnScaling
 
-DEFAULT_THETA = 10000.0  # what a configuration without the key means
+DEFAULT_THETA = 10000.0  # what a configuration without the key means, in most families
 
 
-def read_rope(config: ConfigFile, head_dim: int) -> RopeSpec:
+def read_rope(config: ConfigFile, head_dim: int, default_theta: float = DEFAULT_THETA) -> RopeSpec:
     """Of `rope_scaling` beside `rope_theta` (up to transformers 4), or `rope_parameters` with both (from 5 on).
 
     Raises: UnsupportedModel for a type that `SCALINGS` does not have, for rotated parts of a head, for nested ones.
     """
-    theta = config.number("rope_theta", DEFAULT_THETA)
+    theta = config.number("rope_theta", default_theta)
     section = config.section("rope_scaling", "rope_parameters")
     config.require("partial_rotary_factor", 1.0, default=1.0)
     if section is None:

@@ -6,11 +6,13 @@ from collections.abc import Mapping
 
 from penstock.core.errors import CorruptModel, UnsupportedModel
 from penstock.models.config_file import ConfigFile, short
-from penstock.models.families import llama, qwen2, qwen2_moe, qwen3, qwen3_moe
+from penstock.models.families import llama, mistral, mixtral, qwen2, qwen2_moe, qwen3, qwen3_moe
 from penstock.models.families.family import Family
 
 FAMILIES: Mapping[str, Family] = {
     "LlamaForCausalLM": llama.FAMILY,
+    "MistralForCausalLM": mistral.FAMILY,
+    "MixtralForCausalLM": mixtral.FAMILY,
     "Qwen2ForCausalLM": qwen2.FAMILY,
     "Qwen2MoeForCausalLM": qwen2_moe.FAMILY,
     "Qwen3ForCausalLM": qwen3.FAMILY,

@@ -8,7 +8,7 @@ from typing import Any
 
 from penstock.core.errors import CorruptModel, UnsupportedModel
 from penstock.models.config_file import ConfigFile, short
-from penstock.models.rope import read_rope
+from penstock.models.rope import DEFAULT_THETA, read_rope
 from penstock.models.spec import AttentionSpec, DenseSpec, ExpertsSpec, LayerSpec, ModelSpec, NormSpec, QkNorm
 from penstock.ops.activation import Activation
 
@@ -68,7 +68,11 @@ class Family:
 
 
 def read_attention(
-    config: ConfigFile, *, default_head_dim: int | None = None, qk_norm: QkNorm | None = None
+    config: ConfigFile,
+    *,
+    default_head_dim: int | None = None,
+    default_theta: float = DEFAULT_THETA,
+    qk_norm: QkNorm | None = None,
 ) -> AttentionSpec:
     """Grouped-query attention with rope and optional biases. default_head_dim None: the hidden size over the heads."""
     q_heads = config.integer("num_attention_heads")
@@ -83,11 +87,19 @@ def read_attention(
         q_heads=q_heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
-        rope=read_rope(config, head_dim),
+        rope=read_rope(config, head_dim, default_theta),
         qk_norm=qk_norm,
         has_qkv_bias=has_bias,
         has_out_bias=has_bias,
     )
+
+
+def read_window(config: ConfigFile, *, absent: int | None) -> int | None:
+    """`sliding_window`; null means no window, and `absent` is what the absence of the key means."""
+    if config.is_null("sliding_window"):
+        return None
+    found: int | None = config.integer("sliding_window", default=absent)
+    return found
 
 
 def read_layer_types(config: ConfigFile, default: Callable[[int], bool]) -> tuple[bool, ...]:

@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 from penstock.models.config_file import ConfigFile
-from penstock.models.families.family import Family, read_attention, read_dense, read_layer_types, read_model
+from penstock.models.families.family import (
+    Family,
+    read_attention,
+    read_dense,
+    read_layer_types,
+    read_model,
+    read_window,
+)
 from penstock.models.spec import LayerSpec, ModelSpec
 
 DEFAULT_WINDOW_TOKENS = 4096
@@ -14,9 +21,8 @@ DEFAULT_FULL_LAYERS = 28
 
 def read_windows(config: ConfigFile) -> tuple[int | None, ...]:
     """By layer. `sliding_window` means nothing without `use_sliding_window`."""
-    window_tokens = config.integer("sliding_window", default=DEFAULT_WINDOW_TOKENS)
-    if not config.flag("use_sliding_window", False) or config.is_null("sliding_window"):
-        window_tokens = None
+    has_windows = config.flag("use_sliding_window", False)
+    window_tokens = read_window(config, absent=DEFAULT_WINDOW_TOKENS) if has_windows else None
     first = config.integer("max_window_layers", default=DEFAULT_FULL_LAYERS, least=0)
     kinds = read_layer_types(config, lambda index: index >= first)
     return tuple(window_tokens if has_window else None for has_window in kinds)
