@@ -98,7 +98,7 @@ class OrderPolicy(Protocol):
 
     @property
     def is_static(self) -> bool:
-        """The key of a sequence never changes while it waits, so the queue need not be sorted again."""
+        """Keys depend on nothing but the sequence, so the queue is sorted again only when that changes."""
         ...
 
     def key(self, seq: SequenceView, view: View) -> tuple[float, ...]: ...

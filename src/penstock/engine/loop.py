@@ -44,7 +44,7 @@ class Engine:
     @property
     def is_stalled(self) -> bool:
         """There is work, but the last step found nothing to run: the policies wait for something."""
-        return self._is_stalled
+        return self._is_stalled and self.has_work
 
     def add(self, request: Request, age_s: float | None = None) -> None:
         """Accept a request; it arrived `age_s` ago (None: at its own `arrival_s`). Raises as `Scheduler.add` does."""

@@ -33,6 +33,10 @@ class WaitQueue:
         self.tokens -= len(seq.request.prompt)
         self._is_sorted = False
 
+    def note_changed(self) -> None:
+        """Something of a member changed, such as its output, and with it perhaps its key."""
+        self._is_sorted = False
+
     def members(self) -> Seq[Sequence]:
         """In no particular order, but always the same one."""
         return tuple(self._members.values())

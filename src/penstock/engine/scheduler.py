@@ -64,6 +64,12 @@ class Scheduler:
         return len(self._queue) + sum(len(samples) for samples in self._unborn.values())
 
     @property
+    def queue_tokens(self) -> int:
+        """Prompt tokens of all that wait, those whose sample 0 computes their prompt included."""
+        unborn = self._unborn.values()
+        return self._queue.tokens + sum(len(samples) * len(samples[0].request.prompt) for samples in unborn)
+
+    @property
     def n_running(self) -> int:
         return len(self._resident)
 
@@ -79,7 +85,7 @@ class Scheduler:
         self._now_s = now_s
         try:
             self._check_request(request)
-            self._limits.check(self.n_waiting, self._queue.tokens, request, self.ledger, now_s)
+            self._limits.check(self.n_waiting, self.queue_tokens, request, self.ledger, now_s)
         except Overloaded as full:
             self.ledger.refuse(full.reason)
             raise
@@ -120,6 +126,11 @@ class Scheduler:
         bad = next((t for t in request.prompt if not 0 <= t < self.facts.vocab_size), None)
         if bad is not None:
             raise InvalidRequest(f"token id {bad} is not in 0..{self.facts.vocab_size - 1}", param="prompt")
+        bad = next((t for t in request.sampling.stop_token_ids if t >= self.facts.vocab_size), None)
+        if bad is not None:
+            raise InvalidRequest(
+                f"stop token id {bad} is not in 0..{self.facts.vocab_size - 1}", param="stop_token_ids"
+            )
         if prompt_tokens >= context:
             raise PromptTooLong(
                 f"the prompt has {prompt_tokens} tokens, the model's context is {context} and must hold at least one "
@@ -360,6 +371,8 @@ class Scheduler:
 
     def _append(self, seq: Sequence, token: int, logprobs: TokenLogprobs | None) -> None:
         seq.tokens.append(token)
+        if seq.state is not SeqState.RUNNING:
+            self._queue.note_changed()
         seq.last_token_s = self._now_s
         update = Update(seq.request.id, seq.index, [token])
         if seq.first_token_s is None:
@@ -435,7 +448,7 @@ class Scheduler:
         counts: dict[str, float] = {
             "requests_running": self.n_running,
             "requests_waiting": self.n_waiting,
-            "queue_tokens": self._queue.tokens,
+            "queue_tokens": self.queue_tokens,
             "kv_used_frac": used_frac,
             "kv_blocks": self.memory.total_blocks,
             "preemptions_total": self.preemptions,
@@ -449,5 +462,10 @@ class Scheduler:
 
 
 def _is_late(seq: Sequence, epoch: int) -> bool:
-    """A token that was in flight when its sequence was preempted, and that it has not begun to compute again."""
+    """A token that was in flight when its sequence was preempted, and that it has not begun to compute again.
+
+    Not a first one to which log-probabilities of the prompt belong: those are computed again, and it is drawn with them.
+    """
+    if seq.output_tokens == 0 and seq.request.sampling.prompt_logprobs is not None:
+        return False
     return seq.state is SeqState.WAITING and seq.epoch == epoch + 1
