@@ -21,7 +21,7 @@ from tests.engine.unruly import Outcome, RandomLayers, Restless
 from tests.models.checkpoints import VOCAB_SIZE, make_model, save
 
 FAMILIES = ("llama3-gqa", "qwen3", "qwen3-moe-mixed")
-MORE_FAMILIES = ("mistral", "mixtral", "qwen2-windows", "qwen2-moe")
+MORE_FAMILIES = ("gemma2", "gemma3", "mistral", "mixtral", "qwen2-windows", "qwen2-moe")
 MAX_NEW_TOKENS = 14
 CONTEXT = 96
 PROMPT_LENGTHS = (1, 3, 7, 8, 9, 16, 17, 30, 41)

@@ -9,6 +9,12 @@ from typing import Any
 
 import torch
 from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GemmaConfig,
+    GemmaForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -60,6 +66,23 @@ def _llama(**options: Any) -> PreTrainedModel:
     return LlamaForCausalLM(LlamaConfig(**SHAPE | options))
 
 
+GEMMA = {"num_key_value_heads": 2, "head_dim": 24, "query_pre_attn_scalar": 40, "sliding_window": WINDOW}
+
+
+def _gemma(**options: Any) -> PreTrainedModel:
+    # with steeper scores float32 itself is further than 1e-4 from float64, in transformers too
+    shape = SHAPE | {"num_key_value_heads": 1, "head_dim": 24, "initializer_range": 0.1}
+    return GemmaForCausalLM(GemmaConfig(**shape | options))
+
+
+def _gemma2(**options: Any) -> PreTrainedModel:
+    return Gemma2ForCausalLM(Gemma2Config(**SHAPE | GEMMA | options))
+
+
+def _gemma3(**options: Any) -> PreTrainedModel:
+    return Gemma3ForCausalLM(Gemma3TextConfig(**SHAPE | GEMMA | options))
+
+
 def _mistral(**options: Any) -> PreTrainedModel:
     return MistralForCausalLM(MistralConfig(**SHAPE | {"num_key_value_heads": 2} | options))
 
@@ -88,6 +111,17 @@ def _qwen3_moe(**options: Any) -> PreTrainedModel:
 
 
 MAKERS: dict[str, Callable[[], PreTrainedModel]] = {
+    "gemma": lambda: _gemma(),
+    "gemma2": lambda: _gemma2(attn_logit_softcapping=3.0, final_logit_softcapping=12.0),
+    "gemma2-uncapped": lambda: _gemma2(attn_logit_softcapping=None, final_logit_softcapping=None),
+    "gemma3": lambda: _gemma3(sliding_window_pattern=3),
+    "gemma3-linear": lambda: _gemma3(
+        layer_types=["full_attention", "sliding_attention"] * 2,
+        rope_parameters={
+            "full_attention": LINEAR_ROPE,
+            "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+        },
+    ),
     "llama-mha": lambda: _llama(),
     "llama3-gqa": lambda: _llama(num_key_value_heads=2, rope_parameters=LLAMA3_ROPE, tie_word_embeddings=True),
     "llama-yarn-biased": lambda: _llama(

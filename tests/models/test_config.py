@@ -199,7 +199,10 @@ def test_code_that_comes_with_a_model_is_not_even_looked_at(read):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"architectures": ["GPT2LMHeadModel"]}, r"GPT2LMHeadModel'\] is not supported; known: Llama.*Qwen3.*Qwen3Moe"),
+        (
+            {"architectures": ["GPT2LMHeadModel"]},
+            r"GPT2LMHeadModel'\] is not supported; known: .*Llama.*Qwen3.*Qwen3Moe",
+        ),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config .* supported: bfloat16"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; supported: silu, gelu_pytorch_tanh"),
         (

@@ -22,7 +22,11 @@ def read_rope(config: ConfigFile, head_dim: int, default_theta: float = DEFAULT_
     Raises: UnsupportedModel for a type that `SCALINGS` does not have, for rotated parts of a head, for nested ones.
     """
     theta = config.number("rope_theta", default_theta)
-    section = config.section("rope_scaling", "rope_parameters")
+    return read_rope_section(config.section("rope_scaling", "rope_parameters"), config, head_dim, theta)
+
+
+def read_rope_section(section: ConfigFile | None, config: ConfigFile, head_dim: int, theta: float) -> RopeSpec:
+    """Of one section; None: no scaling. theta: where the section has none of its own."""
     config.require("partial_rotary_factor", 1.0, default=1.0)
     if section is None:
         return RopeSpec(theta=theta, dim=head_dim)

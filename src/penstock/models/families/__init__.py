@@ -6,10 +6,13 @@ from collections.abc import Mapping
 
 from penstock.core.errors import CorruptModel, UnsupportedModel
 from penstock.models.config_file import ConfigFile, short
-from penstock.models.families import llama, mistral, mixtral, qwen2, qwen2_moe, qwen3, qwen3_moe
+from penstock.models.families import gemma, gemma2, gemma3, llama, mistral, mixtral, qwen2, qwen2_moe, qwen3, qwen3_moe
 from penstock.models.families.family import Family
 
 FAMILIES: Mapping[str, Family] = {
+    "Gemma2ForCausalLM": gemma2.FAMILY,
+    "Gemma3ForCausalLM": gemma3.FAMILY,
+    "GemmaForCausalLM": gemma.FAMILY,
     "LlamaForCausalLM": llama.FAMILY,
     "MistralForCausalLM": mistral.FAMILY,
     "MixtralForCausalLM": mixtral.FAMILY,

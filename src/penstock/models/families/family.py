@@ -102,6 +102,14 @@ def read_window(config: ConfigFile, *, absent: int | None) -> int | None:
     return found
 
 
+def read_cap(config: ConfigFile, key: str, *, absent: float | None) -> float | None:
+    """A soft cap; null means none, and `absent` is what the absence of the key means."""
+    if config.is_null(key):
+        return None
+    found: float | None = config.number(key, absent)
+    return found
+
+
 def read_layer_types(config: ConfigFile, default: Callable[[int], bool]) -> tuple[bool, ...]:
     """For each layer, whether it has a window: `layer_types`, or the family's rule where that is absent."""
     listed = config.values.get("layer_types")
@@ -151,7 +159,9 @@ def count_layers(config: ConfigFile) -> int:
     return found
 
 
-def read_model(config: ConfigFile, architecture: str, layers: tuple[LayerSpec, ...]) -> ModelSpec:
+def read_model(
+    config: ConfigFile, architecture: str, layers: tuple[LayerSpec, ...], *, is_tied_by_default: bool = False
+) -> ModelSpec:
     """What is common to all decoders, around the layers."""
     if config.section("quantization_config", "compression_config") is not None:
         raise UnsupportedModel(
@@ -163,7 +173,7 @@ def read_model(config: ConfigFile, architecture: str, layers: tuple[LayerSpec, .
         vocab_size=config.integer("vocab_size"),
         layers=layers,
         norm=NormSpec(eps=config.number("rms_norm_eps")),
-        is_tied=config.flag("tie_word_embeddings", False),
+        is_tied=config.flag("tie_word_embeddings", is_tied_by_default),
         max_position_tokens=config.integer("max_position_embeddings"),
         stop_token_ids=frozenset(config.integers("eos_token_id", ())),
         dtype=read_dtype(config),
