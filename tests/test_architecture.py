@@ -13,13 +13,14 @@ SHELLS = {
 }  # fmt: skip
 ALLOWED: dict[str, set[str]] = {
     "core": set(),
+    "formats": {"core"},
     "policy": {"core"},
     "cache": {"core"},
-    "text": {"core"},
+    "text": {"core", "formats"},
     "workload": {"core"},
     "engine": {"core", "policy", "cache", "text"},
     "ops": set(),
-    "models": {"ops", "core"},
+    "models": {"ops", "formats", "core"},
     "runtime": {"models", "ops", "core"},
     "api": {"engine", "text", "core"},
     "train": {"models", "ops", "bundled"},

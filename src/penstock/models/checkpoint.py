@@ -1,10 +1,12 @@
-"""The tensors of a Hugging Face folder, whichever file holds them."""
+"""The tensors of a model, whichever file holds them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from penstock.core.errors import CorruptModel, ModelNotFound, UnsupportedModel
@@ -17,19 +19,43 @@ INDEX = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
-class Checkpoint:
-    """Tensor name -> the file that holds it. Only headers are read until a tensor is asked for."""
+class TensorFile(Protocol):
+    """One file of tensors, by name."""
 
-    def __init__(self, folder: Path, files: Mapping[str, SafetensorsFile]) -> None:
-        self.folder = folder
+    path: Path
+
+    def names(self) -> Iterable[str]: ...
+
+    def shape(self, name: str) -> tuple[int, ...]: ...
+
+    def view(self, name: str, dtype: torch.dtype) -> Tensor | None:
+        """The tensor in the memory-mapped file; None if it does not lie there as it is needed."""
+
+    def copy(self, name: str, into: Tensor) -> None:
+        """Convert into `into`, to which the tensor broadcasts, and give the pages that it came from back."""
+
+
+class Checkpoint:
+    """Tensor name -> the file that holds it. Only headers are read until a tensor is asked for.
+
+    config_name: what says which tensors there must be.
+    """
+
+    def __init__(self, path: Path, files: Mapping[str, TensorFile], config_name: str = "config.json") -> None:
+        self.path = path
         self._files = files
+        self._config_name = config_name
+
+    @classmethod
+    def of(cls, file: TensorFile, config_name: str = "config.json") -> Checkpoint:
+        """A model of one file."""
+        return cls(file.path, dict.fromkeys(file.names(), file), config_name)
 
     @classmethod
     def open(cls, folder: Path) -> Checkpoint:
         """Raises ModelNotFound without safetensors, UnsupportedModel with only pickles, CorruptModel if damaged."""
         if (folder / SINGLE).is_file():
-            file = SafetensorsFile(folder / SINGLE)
-            return cls(folder, dict.fromkeys(file.entries, file))
+            return cls.of(SafetensorsFile(folder / SINGLE))
         if (folder / INDEX).is_file():
             return cls(folder, _read_index(folder))
         pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
@@ -50,42 +76,44 @@ class Checkpoint:
         for name in sorted(self._files.keys() - expected):
             if not name.endswith(ignored):
                 raise CorruptModel(
-                    f"{self._files[name].path}: unexpected tensor {name}; config.json describes a model without it"
+                    f"{self._files[name].path}: unexpected tensor {name}; "
+                    f"{self._config_name} describes a model without it"
                 )
 
-    def view(self, part: Part) -> Tensor:
-        """The tensor in the memory-mapped file."""
-        return self._files[part.source].view(part.source)
+    def view(self, part: Part, dtype: torch.dtype) -> Tensor | None:
+        """The tensor in the memory-mapped file; None if it does not lie there as it is needed."""
+        return self._files[part.source].view(part.source, dtype)
 
-    def forget(self, part: Part) -> None:
-        """Its pages are not needed any more."""
-        self._files[part.source].forget(part.source)
+    def copy(self, part: Part, into: Tensor) -> None:
+        """Convert into `into`, to which the tensor broadcasts."""
+        self._files[part.source].copy(part.source, into)
 
     def _check_part(self, part: Part) -> None:
         if part.source not in self._files:
             raise CorruptModel(
-                f"{self.folder}: tensor {part.source}, of shape {list(part.shape)}, is in none of its files"
+                f"{self.path}: tensor {part.source}, of shape {list(part.shape)}, is in none of its files"
             )
         file = self._files[part.source]
-        found = file.entries[part.source].shape
+        found = file.shape(part.source)
         if found != part.shape:
             raise CorruptModel(
-                f"{file.path}: tensor {part.source} has shape {list(found)}, config.json asks for {list(part.shape)}"
+                f"{file.path}: tensor {part.source} has shape {list(found)}, "
+                f"{self._config_name} asks for {list(part.shape)}"
             )
 
 
-def _read_index(folder: Path) -> dict[str, SafetensorsFile]:
+def _read_index(folder: Path) -> dict[str, TensorFile]:
     index = ConfigFile.read(folder / INDEX)
     listed = index.section("weight_map")
     if listed is None:
         raise CorruptModel(f"{index.source}: the key weight_map is missing")
     files: dict[str, SafetensorsFile] = {}
-    tensors: dict[str, SafetensorsFile] = {}
+    tensors: dict[str, TensorFile] = {}
     for name in listed.values:
         file_name = listed.text(name)
         if file_name not in files:
             files[file_name] = _open_shard(folder, file_name)
-        if name not in files[file_name].entries:
+        if name not in files[file_name].names():
             raise CorruptModel(f"{folder / file_name}: tensor {name} is not in it, but {INDEX} says so")
         tensors[name] = files[file_name]
     return tensors

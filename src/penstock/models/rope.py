@@ -11,7 +11,15 @@ from torch import Tensor
 
 from penstock.core.errors import UnsupportedModel
 from penstock.models.config_file import ConfigFile, short
-from penstock.models.spec import LinearScaling, Llama3Scaling, NoScaling, RopeScaling, RopeSpec, YarnScaling
+from penstock.models.spec import (
+    FactorScaling,
+    LinearScaling,
+    Llama3Scaling,
+    NoScaling,
+    RopeScaling,
+    RopeSpec,
+    YarnScaling,
+)
 
 DEFAULT_THETA = 10000.0  # what a configuration without the key means, in most families
 
@@ -111,6 +119,8 @@ def _scale(inv_freq_R: Tensor, spec: RopeSpec) -> tuple[Tensor, float]:
             return inv_freq_R, 1.0
         case LinearScaling(factor):
             return inv_freq_R / factor, 1.0
+        case FactorScaling(factors):
+            return inv_freq_R / torch.tensor(factors), 1.0
         case Llama3Scaling():
             return _llama3(inv_freq_R, spec.scaling), 1.0
         case YarnScaling():

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import mmap
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,25 +48,44 @@ class SafetensorsFile:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         except OSError as error:
             raise CorruptModel(f"{path} cannot be read: {error.strerror}") from None
-        self.entries = self._read_header(size_bytes)
+        self._entries = self._read_header(size_bytes)
 
-    def view(self, name: str) -> Tensor:
-        """The tensor as it lies in the file. Raises UnsupportedModel for a dtype that no weight of ours has."""
-        entry = self.entries[name]
+    def names(self) -> Iterable[str]:
+        return self._entries
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._entries[name].shape
+
+    def view(self, name: str, dtype: torch.dtype) -> Tensor | None:
+        """The tensor in the memory-mapped file; None if it does not lie there as it is needed."""
+        stored = self._dtype(name)
+        return self._view(name) if stored == dtype else None
+
+    def copy(self, name: str, into: Tensor) -> None:
+        """Convert into `into`, to which the tensor broadcasts, and give the pages that it came from back."""
+        into.copy_(self._view(name))
+        self._forget(name)
+
+    def _dtype(self, name: str) -> torch.dtype:
+        """Raises UnsupportedModel for a dtype that no weight of ours has."""
+        entry = self._entries[name]
         if entry.dtype not in DTYPES:
             raise UnsupportedModel(
                 f"{self.path}: tensor {name} has dtype {entry.dtype}; supported: {', '.join(sorted(DTYPES))}"
             )
-        dtype = DTYPES[entry.dtype]
+        return DTYPES[entry.dtype]
+
+    def _view(self, name: str) -> Tensor:
+        entry, dtype = self._entries[name], self._dtype(name)
         if entry.start % dtype.itemsize:  # a header of odd length; rare, so a copy will do
             data = bytearray(self._map[entry.start : entry.stop])
             return torch.frombuffer(data, dtype=dtype).view(entry.shape)
         count = math.prod(entry.shape)
         return torch.frombuffer(self._map, dtype=dtype, count=count, offset=entry.start).view(entry.shape)
 
-    def forget(self, name: str) -> None:
+    def _forget(self, name: str) -> None:
         """Give the pages of a tensor back after it was copied, so that it is not resident twice."""
-        entry = self.entries[name]
+        entry = self._entries[name]
         first = -(-entry.start // mmap.PAGESIZE) * mmap.PAGESIZE  # whole pages only: neighbours may be views
         stop = entry.stop // mmap.PAGESIZE * mmap.PAGESIZE
         if stop > first and hasattr(mmap, "MADV_DONTNEED"):  # Linux and macOS have it, Windows does not

@@ -24,6 +24,13 @@ class LinearScaling:
     factor: float
 
 
+@dataclass(frozen=True, slots=True)
+class FactorScaling:
+    """Every frequency divided by a factor of its own; how GGUF files keep the scaling of Llama 3.1."""
+
+    factors: tuple[float, ...]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Llama3Scaling:
     """Low frequencies divided by `factor`, high ones kept, those between blended (Llama 3.1)."""
@@ -46,7 +53,7 @@ class YarnScaling:
     is_truncated: bool = True
 
 
-RopeScaling = NoScaling | LinearScaling | Llama3Scaling | YarnScaling
+RopeScaling = NoScaling | LinearScaling | FactorScaling | Llama3Scaling | YarnScaling
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,25 +1,30 @@
-"""From a Hugging Face folder to a decoder.
+"""From a Hugging Face folder or a GGUF file to a decoder.
 
 Each parameter is resident once. A tensor that lies in the file as it is needed stays a view of the memory map; one
 that is fused, converted or sent to a device is copied part by part into its place, and the pages it came from are
-given back. No code of a checkpoint ever runs: configurations are data, weights are safetensors.
+given back. No code of a checkpoint ever runs: configurations are data, weights are safetensors or GGUF.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from penstock.core.errors import ModelNotFound, UnknownName
+from penstock.formats.gguf import GgufFile
 from penstock.models.checkpoint import Checkpoint
 from penstock.models.config_file import ConfigFile
 from penstock.models.decoder import Decoder
 from penstock.models.families import family_of
 from penstock.models.families.family import WeightNames
+from penstock.models.gguf import config as gguf
+from penstock.models.gguf.tensors import GgufTensors
 from penstock.models.parameters import Parameter, parameters_of
 from penstock.models.spec import ModelSpec
 
@@ -41,26 +46,26 @@ def load_model(
     """Read a model and its weights.
 
     Args:
-        path: a folder with config.json and safetensors.
+        path: a folder with config.json and safetensors, or a GGUF file.
         dtype: "float32", "bfloat16", "float16", or "auto" for that of the configuration.
         load_format: "auto" reads the weights; "dummy" makes seeded random ones and needs config.json only.
     Raises: ModelNotFound, CorruptModel, UnsupportedModel; UnknownName for a dtype or load format.
     """
     if load_format not in LOAD_FORMATS:
         raise UnknownName("load format", load_format, LOAD_FORMATS)
-    folder = Path(path)
-    spec, names = _read(folder)
+    source = _Source.read(Path(path))
+    spec = source.spec
     chosen_dtype, chosen_device = resolve_dtype(spec, dtype), torch.device(device)
     gib = weight_bytes(spec, chosen_dtype) / 2**30
-    log.info("%s: %s, %.2f GiB of %s weights on %s", folder, spec.architecture, gib, chosen_dtype, chosen_device)
+    log.info("%s: %s, %.2f GiB of %s weights on %s", path, spec.architecture, gib, chosen_dtype, chosen_device)
     if load_format == "dummy":
         return Decoder(spec, make_dummy(spec, chosen_dtype, chosen_device))
-    return Decoder(spec, load_tensors(folder, spec, names, chosen_dtype, chosen_device))
+    return Decoder(spec, load_tensors(source.open(), spec, source.names, chosen_dtype, chosen_device))
 
 
 def read_model_spec(path: str | Path) -> ModelSpec:
     """What the model is; no tensor is read. Stop tokens are those of config.json and generation_config.json."""
-    return _read(Path(path))[0]
+    return _Source.read(Path(path)).spec
 
 
 def weight_bytes(spec: ModelSpec, dtype: str | torch.dtype = "auto") -> int:
@@ -79,10 +84,9 @@ def resolve_dtype(spec: ModelSpec, dtype: str | torch.dtype) -> torch.dtype:
 
 
 def load_tensors(
-    folder: Path, spec: ModelSpec, names: WeightNames, dtype: torch.dtype, device: torch.device
+    checkpoint: Checkpoint, spec: ModelSpec, names: WeightNames, dtype: torch.dtype, device: torch.device
 ) -> dict[str, Tensor]:
     """Every parameter of the model from the checkpoint, by our names."""
-    checkpoint = Checkpoint.open(folder)
     parameters = tuple(parameters_of(spec, names))
     ignored = (*names.ignored, f"{names.head}.weight") if spec.is_tied else names.ignored
     checkpoint.check(parameters, ignored)
@@ -104,27 +108,50 @@ def make_dummy(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> dic
     return tensors
 
 
-def _read(folder: Path) -> tuple[ModelSpec, WeightNames]:
-    if not folder.is_dir():
-        raise ModelNotFound(f"{folder} is no folder; a model is a folder with config.json and safetensors")
-    config = ConfigFile.read(folder / "config.json")
-    architecture, family = family_of(config)
-    spec = family.read_config(config, architecture)
-    generation_path = folder / "generation_config.json"
-    if generation_path.exists():
-        more = ConfigFile.read(generation_path).integers("eos_token_id", ())
-        spec = dataclasses.replace(spec, stop_token_ids=spec.stop_token_ids | frozenset(more))
-    return spec, family.names
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Source:
+    """A model that was described, and how to get at its tensors."""
+
+    spec: ModelSpec
+    names: WeightNames
+    open: Callable[[], Checkpoint]
+
+    @classmethod
+    def read(cls, path: Path) -> _Source:
+        if path.is_dir():
+            return cls.of_folder(path)
+        if path.is_file() and path.suffix.lower() == ".gguf":
+            return cls.of_gguf(path)
+        raise ModelNotFound(
+            f"{path} is no folder; a model is a folder with config.json and safetensors, or a .gguf file"
+        )
+
+    @classmethod
+    def of_folder(cls, folder: Path) -> _Source:
+        config = ConfigFile.read(folder / "config.json")
+        architecture, family = family_of(config)
+        spec = family.read_config(config, architecture)
+        generation_path = folder / "generation_config.json"
+        if generation_path.exists():
+            more = ConfigFile.read(generation_path).integers("eos_token_id", ())
+            spec = dataclasses.replace(spec, stop_token_ids=spec.stop_token_ids | frozenset(more))
+        return cls(spec=spec, names=family.names, open=lambda: Checkpoint.open(folder))
+
+    @classmethod
+    def of_gguf(cls, path: Path) -> _Source:
+        file = GgufFile(path)
+        spec = gguf.read_gguf_spec(file)
+        tensors = GgufTensors(file, gguf.paired_heads(file, spec))
+        return cls(spec=spec, names=gguf.NAMES, open=lambda: Checkpoint.of(tensors, "its metadata"))
 
 
 def _load(parameter: Parameter, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Tensor:
     first = parameter.parts[0]
     if first.shape == parameter.shape and device.type == "cpu":
-        view = checkpoint.view(first)
-        if view.dtype == dtype:
+        view = checkpoint.view(first, dtype)
+        if view is not None:
             return view
     tensor = torch.empty(parameter.shape, dtype=dtype, device=device)
     for part in parameter.parts:
-        tensor[part.index].copy_(checkpoint.view(part))
-        checkpoint.forget(part)
+        checkpoint.copy(part, tensor[part.index])
     return tensor
