@@ -79,7 +79,7 @@ class _Front:
             options = {**options, "model": str(model)}
         seed = options.pop("seed", None)
         self.options = make_options(options)
-        self.tokenizer = Tokenizer.from_directory(self.options.model_path)
+        self.tokenizer = Tokenizer.from_path(self.options.model_path)
         self._seeds = itertools.count(secrets.randbits(48) if seed is None else seed * 1_000_003)
         self._ids = itertools.count()
 

@@ -14,14 +14,15 @@ from penstock.policy.presets import Policies, build_policies
 
 BUNDLED = {"penstock-tiny": Path(__file__).parent / "bundled" / "penstock-tiny"}
 DEFAULT_MODEL = "penstock-tiny"
+GGUF_SUFFIX = ".gguf"
 
 
 class EngineOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, frozen=True):
     """Options of one engine. Field names are the command line's, with underscores.
 
-    model: a Hugging Face directory, or the name of a bundled model. dtype: auto (the checkpoint's), float32, bfloat16
-    or float16. kv_memory: size of the KV pool ("4GiB"; none: a share of what is free). max_running: most sequences at
-    a time. max_model_tokens: a shorter context than the model's. policy, slots, policy_options: see
+    model: a Hugging Face directory, a GGUF file, or the name of a bundled model. dtype: auto (the checkpoint's),
+    float32, bfloat16 or float16. kv_memory: size of the KV pool ("4GiB"; none: a share of what is free). max_running:
+    most sequences at a time. max_model_tokens: a shorter context than the model's. policy, slots, policy_options: see
     `penstock policies`.
     """
 
@@ -54,21 +55,24 @@ class EngineOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, fr
 
     @property
     def model_path(self) -> Path:
-        """The model's directory. Raises ModelNotFound."""
+        """The model's directory, or its GGUF file. Raises ModelNotFound."""
         if self.model in BUNDLED:
             return BUNDLED[self.model]
         path = Path(self.model).expanduser()
-        if not path.is_dir():
-            raise ModelNotFound(
-                f"no model at {self.model!r}: it is neither a directory nor a bundled model "
-                f"({', '.join(BUNDLED)}); give the path of a Hugging Face directory with config.json"
-            )
-        return path
+        if path.is_dir() or (path.is_file() and path.suffix.lower() == GGUF_SUFFIX):
+            return path
+        raise ModelNotFound(
+            f"no model at {self.model!r}: it is neither a directory, nor a {GGUF_SUFFIX} file, nor a bundled model "
+            f"({', '.join(BUNDLED)}); give the path of a Hugging Face directory with config.json, or of a GGUF file"
+        )
 
     @property
     def model_name(self) -> str:
         """What clients call the model."""
-        return self.model if self.model in BUNDLED else self.model_path.resolve().name
+        if self.model in BUNDLED:
+            return self.model
+        path = self.model_path.resolve()
+        return path.stem if path.is_file() else path.name
 
 
 def read_config(path: Path) -> dict[str, Any]:

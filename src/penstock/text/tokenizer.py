@@ -1,4 +1,4 @@
-"""A model's tokenizer, read from its directory."""
+"""A model's tokenizer, read from its directory or its GGUF file."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from typing import Any
 import tokenizers
 
 from penstock.core.errors import CorruptModel, InvalidRequest, ModelNotFound
+from penstock.formats.gguf import GgufFile
+from penstock.formats.gguf_vocab import GgufVocab
+from penstock.text.gguf_tokenizer import build_backend
 from penstock.text.joiner import make_scheme
 
 SPECIAL_ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
@@ -60,6 +63,28 @@ class Tokenizer:
         config = _read_json(folder / "tokenizer_config.json")
         special = _special_tokens(backend, folder, config | _read_json(folder / "special_tokens_map.json"))
         return cls(backend, special=special, chat_template=_chat_template(folder, config))
+
+    @classmethod
+    def from_path(cls, path: Path | str) -> Tokenizer:
+        """Of a model's directory, or of a GGUF file. Raises ModelNotFound, CorruptModel or UnsupportedModel."""
+        return cls.from_gguf(path) if Path(path).is_file() else cls.from_directory(path)
+
+    @classmethod
+    def from_gguf(cls, path: Path | str) -> Tokenizer:
+        """A tokenizer.json beside the file wins over what the file itself holds, a chat template beside it too."""
+        file = GgufFile(Path(path))
+        vocab = GgufVocab.of(file)
+        folder = file.path.parent
+        has_own = (folder / "tokenizer.json").is_file()
+        backend = _read_backend(folder / "tokenizer.json") if has_own else build_backend(file, vocab)
+        template = _chat_template(folder, _read_json(folder / "tokenizer_config.json")) if has_own else None
+        if template is None:
+            template = file.metadata.get("tokenizer.chat_template")
+        if template is not None and not isinstance(template, str):
+            raise CorruptModel(f"{path}: tokenizer.chat_template is not a string.")
+        ids = {"bos": vocab.bos_id, "eos": vocab.eos_id, "pad": vocab.pad_id, "unk": vocab.unk_id}
+        roles = {role: None if i is None else backend.id_to_token(i) for role, i in ids.items()}
+        return cls(backend, special=SpecialTokens(eos_ids=vocab.end_ids, **roles), chat_template=template)
 
     @property
     def vocab_size(self) -> int:
