@@ -197,8 +197,12 @@ class Scheduler:
             answer = self.policies.admit.admit(seq, self._view())
             if answer is Admission.WAIT:
                 return
-            if answer is Admission.START and not self._start(seq):
+            if answer is Admission.START and not self._start(seq) and self._somebody_runs():
                 return
+
+    def _somebody_runs(self) -> bool:
+        """Otherwise memory lies with paused sequences, and only one of these can give it back."""
+        return any(seq.state is SeqState.RUNNING for seq in self._resident.values())
 
     def _start(self, seq: Sequence) -> bool:
         """Give a waiting sequence a row and its prefix hit, or wake a paused one. False if a fork finds no memory."""
@@ -464,7 +468,7 @@ class Scheduler:
 def _is_late(seq: Sequence, epoch: int) -> bool:
     """A token that was in flight when its sequence was preempted, and that it has not begun to compute again.
 
-    Not a first one to which log-probabilities of the prompt belong: those are computed again, and it is drawn with them.
+    Not a first one to which log-probabilities of the prompt belong: it is drawn again, when those are computed.
     """
     if seq.output_tokens == 0 and seq.request.sampling.prompt_logprobs is not None:
         return False
