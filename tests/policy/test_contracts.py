@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from penstock.core.errors import PolicyViolation
-from penstock.core.plan import Chunk, DecodeGroup, Plan
-from penstock.core.sequence import FinishReason
+from penstock.core.plan import NO_DECODE, Chunk, DecodeGroup, Plan
+from penstock.core.sequence import FinishReason, SeqState
 from penstock.core.view import Admission, Observer, Preemption, Yield, next_chunk
 from penstock.policy.contracts import (
     check_admit,
@@ -46,6 +46,14 @@ def test_order(name, view):
 @given(view=views())
 def test_admit(name, view):
     check_admit(policy_of("admit", name), view)
+
+
+@rows_of("admit")
+@some_views
+@given(view=views().filter(lambda view: any(seq.state is SeqState.PAUSED for seq in view.running)))
+def test_where_only_paused_sequences_are_left_one_goes_on(name, view):
+    paused = tuple(seq for seq in view.running if seq.state is SeqState.PAUSED)
+    check_admit(policy_of("admit", name), replace(view, prefilling=(), decoding=NO_DECODE, running=paused))
 
 
 @rows_of("batch")
@@ -195,6 +203,15 @@ def test_a_wrong_order_policy_is_named(wrong, complaint):
 def test_a_wrong_admit_policy_is_named(admission, complaint):
     with pytest.raises(PolicyViolation, match=f"policy Wrong: .*{complaint}"):
         check_admit(Wrong(admission=admission), one_of_each())
+
+
+def test_an_admit_policy_that_waits_for_paused_sequences_is_named():
+    paused = make_seq("p", 9, row=0)
+    paused.move(SeqState.PAUSED)
+    view = make_view(waiting=[make_seq("w")], paused=[paused])
+    for answer, complaint in ((Admission.WAIT, "w.0 waits"), (Admission.SKIP, "none of the paused")):
+        with pytest.raises(PolicyViolation, match=complaint):
+            check_admit(Wrong(admission=answer), view)
 
 
 @pytest.mark.parametrize(

@@ -46,8 +46,12 @@ def check_order(policy: OrderPolicy, view: View) -> None:
 
 
 def check_admit(policy: AdmitPolicy, view: View) -> None:
-    """The answer is an Admission, and one that starts with little memory starts with more."""
+    """The answer is an Admission, and one that starts with little memory starts with more.
+
+    Where all that hold memory are paused, one of them starts: nobody else would ever give memory back.
+    """
     before = _facts(view)
+    _check_progress(policy, view)
     for seq in view.waiting:
         answer = policy.admit(seq, view)
         if not isinstance(answer, Admission):
@@ -63,6 +67,18 @@ def check_admit(policy: AdmitPolicy, view: View) -> None:
                     f"but not with {more.memory.available_blocks}",
                 )
     _unchanged(policy, before, view)
+
+
+def _check_progress(policy: AdmitPolicy, view: View) -> None:
+    if not view.running or any(seq.state is SeqState.RUNNING for seq in view.running):
+        return
+    for seq in view.waiting:
+        answer = policy.admit(seq, view)
+        if answer is Admission.START:
+            return
+        if answer is Admission.WAIT:
+            raise PolicyViolation(policy, f"{seq.id} waits, and those behind it too, while nobody runs: for ever")
+    raise PolicyViolation(policy, "nobody runs, and none of the paused sequences goes on")
 
 
 def check_batch(policy: BatchPolicy, view: View, budget_tokens: int | None = None) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from penstock.core.sequence import SequenceView
 from penstock.core.view import Admission, View
+from penstock.policy.admit.stuck import others_run, wait_unless_stuck
 from penstock.policy.options import check_option
 
 
@@ -27,12 +28,9 @@ class Watermark:
         # One token more than is known: the first output's state needs room at once. Shared blocks are already held or
         # evictable, and are counted as needed: the error is on the safe side and lasts one admission.
         need_blocks = memory.blocks_for(seq.total_tokens + 1) - memory.held_blocks(seq)
-        others_run = any(running.id != seq.id for running in view.running)  # a paused one holds its row already
-        reserve_blocks = int(self.reserve_frac * memory.total_blocks) if others_run else 0
-        held_blocks = _promised_blocks(view)
-        return (
-            Admission.START if need_blocks + held_blocks + reserve_blocks <= memory.available_blocks else Admission.WAIT
-        )
+        reserve_blocks = int(self.reserve_frac * memory.total_blocks) if others_run(seq, view) else 0
+        is_room = need_blocks + _promised_blocks(view) + reserve_blocks <= memory.available_blocks
+        return Admission.START if is_room else wait_unless_stuck(seq, view)
 
 
 def _promised_blocks(view: View) -> int:

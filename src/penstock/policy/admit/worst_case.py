@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from penstock.core.sequence import SequenceView
 from penstock.core.view import Admission, View
+from penstock.policy.admit.stuck import wait_unless_stuck
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +20,7 @@ class WorstCase:
     def admit(self, seq: SequenceView, view: View) -> Admission:
         others = (running for running in view.running if running.id != seq.id)  # a paused one holds its row already
         worst_blocks = sum(_worst_blocks(running, view) for running in others) + _worst_blocks(seq, view)
-        return Admission.START if worst_blocks <= view.memory.total_blocks else Admission.WAIT
+        return Admission.START if worst_blocks <= view.memory.total_blocks else wait_unless_stuck(seq, view)
 
 
 def _worst_blocks(seq: SequenceView, view: View) -> int:
