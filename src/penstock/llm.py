@@ -14,6 +14,7 @@ from typing import Any, cast
 from msgspec import structs
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from penstock.core.clock import MonotonicClock
 from penstock.core.errors import ConfigError
 from penstock.core.executor import TokenLogprobs
 from penstock.core.request import Request, SamplingParams
@@ -82,11 +83,18 @@ class _Front:
         self.tokenizer = Tokenizer.from_path(self.options.model_path)
         self._seeds = itertools.count(secrets.randbits(48) if seed is None else seed * 1_000_003)
         self._ids = itertools.count()
+        self._clock = MonotonicClock()
 
     def request(self, prompt: Prompt, sampling: SamplingParams) -> Request:
         tokens = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
         seed = sampling.seed if sampling.seed is not None else next(self._seeds)
-        return Request(id=f"r{next(self._ids)}", prompt=array("i", tokens), sampling=sampling, seed=seed % 2**63)
+        return Request(
+            id=f"r{next(self._ids)}",
+            prompt=array("i", tokens),
+            sampling=sampling,
+            arrival_s=self._clock.now_s(),
+            seed=seed % 2**63,
+        )
 
     def render(self, messages: Messages) -> list[int]:
         text = ChatTemplate.of(self.tokenizer).render(messages)

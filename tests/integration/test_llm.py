@@ -107,6 +107,11 @@ def test_streams_end_early_and_leave_nothing_behind():
                 text += delta.text
                 if len(text) > 20:
                     break
+            last = [delta async for delta in llm.stream("def f(", greedy())][-1]
+            assert last.stats is not None
+            assert (
+                0 < last.stats.ttft_s <= last.stats.e2e_s < 60
+            )  # counted from this request, not from the clock's zero
             parts = await asyncio.gather(*(joined(llm, f"def f{k}(") for k in range(8)))
             alone = [await joined(llm, f"def f{k}(") for k in range(8)]
             assert parts == alone
