@@ -43,10 +43,9 @@ class _NeverWaiting(logging.handlers.QueueHandler):
     def __init__(self) -> None:
         self._lines: queue.Queue[logging.LogRecord] = queue.Queue(MAX_LINES)
         super().__init__(self._lines)
+        self.setFormatter(logging.Formatter("%(message)s"))  # here, not in the writer: a record is queued as text
         self._n_dropped = 0
-        plain = logging.StreamHandler()
-        plain.setFormatter(logging.Formatter("%(message)s"))
-        self._writer = logging.handlers.QueueListener(self._lines, plain)
+        self._writer = logging.handlers.QueueListener(self._lines, logging.StreamHandler())
         self._writer.start()
 
     def enqueue(self, record: logging.LogRecord) -> None:

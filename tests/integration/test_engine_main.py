@@ -1,0 +1,20 @@
+"""The engine process's own log: whole lines, as they were meant, however slowly they are read."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+PROGRAM = """
+import logging
+from penstock.engine_main import _NeverWaiting
+logging.basicConfig(level=logging.INFO, handlers=[_NeverWaiting()])
+logging.getLogger("penstock.requests").info("%s", '{"event": "request_end"}')
+logging.shutdown()
+"""
+
+
+def test_a_log_line_is_the_message_and_nothing_before_it():
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=60)
+    assert done.stderr == '{"event": "request_end"}\n'
+    assert done.returncode == 0
