@@ -79,13 +79,11 @@ class Doorman:
             app.close()
 
     async def _lifespan(self, receive: Any, send: Any) -> None:
-        while True:
-            message = await receive()
-            if message["type"] == "lifespan.startup":
-                await send({"type": "lifespan.startup.complete"})
-            else:
-                await send({"type": "lifespan.shutdown.complete"})
-                return
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        with contextlib.suppress(asyncio.CancelledError):  # an end without ceremony: uvicorn would log it as our fault
+            await receive()
+            await send({"type": "lifespan.shutdown.complete"})
 
     async def _turn_away(self, scope: Any, send: Any) -> None:
         is_live = scope["path"] == "/live"

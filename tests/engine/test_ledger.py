@@ -143,3 +143,17 @@ def test_the_time_to_drain_follows_the_rate_of_late_within_limits():
     assert ledger.drain_s(1, 20.0) == pytest.approx(2.0)
     assert ledger.drain_s(10_000, 20.0) == 60.0
     assert ledger.drain_s(0, 20.0) == 1.0
+
+
+def test_what_is_open_when_the_engine_ends_has_its_record_too(lines):
+    ledger = Ledger()
+    open_samples, done = accept(ledger, "open", n=2), accept(ledger, "done")
+    end(ledger, done[0])
+    end(ledger, open_samples[0])
+    ledger.end_all(FinishReason.ABORT, 4.0)
+    ledger.end_all(FinishReason.ABORT, 5.0)
+    assert [(record["id"], record["reason"]) for record in map(json.loads, lines)] == [
+        ("done", "stop"),
+        ("open", "abort"),
+    ]
+    assert (ledger.n_open, ledger.accepted, sum(ledger.ended.values())) == (0, 2, 2)

@@ -10,7 +10,6 @@ import logging
 from penstock.engine_main import _NeverWaiting
 logging.basicConfig(level=logging.INFO, handlers=[_NeverWaiting()])
 logging.getLogger("penstock.requests").info("%s", '{"event": "request_end"}')
-logging.shutdown()
 """
 
 

@@ -53,6 +53,14 @@ class Ledger:
         if log.isEnabledFor(logging.INFO):
             log.info("%s", _record(samples, reason, now_s))
 
+    def end_all(self, reason: FinishReason, now_s: float) -> None:
+        """The engine ends, and with it what is open. Only the books: its sequences move no more."""
+        for samples in self._open.values():
+            self.ended[reason] += 1
+            if log.isEnabledFor(logging.INFO):
+                log.info("%s", _record(samples, reason, now_s))
+        self._open.clear()
+
     def drain_s(self, n_ahead: int, now_s: float) -> float:
         """Seconds until `n_ahead` more requests have ended, at the rate of late; 1 s while that is unknown."""
         if len(self._ended_at_s) < 2:

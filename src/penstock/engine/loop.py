@@ -85,7 +85,9 @@ class Engine:
             "device_seconds_total": self._device_s,
         }
 
-    def close(self) -> None:
+    def close(self, reason: FinishReason = FinishReason.ABORT) -> None:
+        """Give everything back; what is open ends for this reason."""
+        self.scheduler.ledger.end_all(reason, self._clock.now_s())
         self._out.clear()
         self._executor.close()
 

@@ -11,6 +11,7 @@ import threading
 import time
 
 from penstock.core.errors import InvalidRequest, Overloaded, PenstockError
+from penstock.core.sequence import FinishReason
 from penstock.engine.link import EngineEnd
 from penstock.engine.loop import Engine
 from penstock.engine.messages import Abort, Add, Beat, Command, Died, Finish, Refused, Shutdown, Updates
@@ -46,19 +47,21 @@ class Heart(threading.Thread):
 
 
 def serve_engine(engine: Engine, link: EngineEnd) -> None:
-    """Serve until Shutdown. Raises what broke a step, after the front end was told."""
+    """Serve until Shutdown. Raises what broke a step, after the front end was told. Every open request gets its record."""
     heart = Heart(link)
     heart.counters = dict(engine.counters())
     heart.start()
+    reason = FinishReason.ABORT
     try:
         _serve(engine, link, heart)
     except Exception as broken:
+        reason = FinishReason.ERROR
         log.exception("the engine cannot go on")
         link.send(Died(f"{type(broken).__name__} in a step" if not isinstance(broken, PenstockError) else str(broken)))
         raise
     finally:
         heart.stop()
-        engine.close()
+        engine.close(reason)
 
 
 def _serve(engine: Engine, link: EngineEnd, heart: Heart) -> None:
