@@ -78,7 +78,8 @@ class InProcessEngine:
 
     def __init__(self, engine: Engine, tokenizer: Tokenizer | None) -> None:
         link = QueueLink()
-        self.client = EngineClient(link.front_end, tokenizer)
+        # a program that reads its own stream slowly has a reason, and its own memory to spend
+        self.client = EngineClient(link.front_end, tokenizer, max_unread_steps=None)
         self._link = link
         self._thread = threading.Thread(target=self._serve, args=(engine,), name="engine", daemon=True)
         link.engine_end.send(Hello(engine.scheduler.facts))
@@ -126,7 +127,7 @@ class EngineProcess:
         code = self._process.wait()
         if not self._is_closing:
             how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
-            self._link.inject(Died(f"the engine process ended {how}"))
+            self._link.inject(Died(f"the engine process ended {how}", is_abrupt=True))
 
     async def close(self, client: EngineClient, patience_s: float = 5.0) -> None:
         """End the process: by request, then by force."""

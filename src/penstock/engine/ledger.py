@@ -73,6 +73,19 @@ class Ledger:
 _SEVERITY = [FinishReason.STOP, FinishReason.LENGTH, FinishReason.ABORT, FinishReason.ERROR]
 
 
+def log_lost(request: Request, now_s: float) -> None:
+    """The record of a request whose engine was killed; what only the engine knew is left out."""
+    record = {
+        "event": "request_end",
+        "id": request.id,
+        "reason": FinishReason.ERROR.value,
+        "prompt_tokens": len(request.prompt),
+        "samples": request.sampling.n,
+        "e2e_s": round(now_s - request.arrival_s, 6),
+    }
+    log.info("%s", json.dumps(record))
+
+
 def _record(samples: list[Sequence], reason: FinishReason, now_s: float) -> str:
     """One JSON object on one line; ids are escaped by JSON, prompts never appear."""
     request = samples[0].request

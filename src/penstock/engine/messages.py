@@ -90,10 +90,13 @@ class Beat(msgspec.Struct, tag=True, frozen=True):
 
 
 class Died(msgspec.Struct, tag=True, frozen=True):
-    """The engine cannot go on. `is_user_error`: the message says what to change, no trace is needed."""
+    """The engine cannot go on. `is_user_error`: the message says what to change, no trace is needed. `is_abrupt`: it
+    could not even write the end records of its open requests.
+    """
 
     message: str
     is_user_error: bool = False
+    is_abrupt: bool = False
 
 
 class Updates(msgspec.Struct, tag=True, frozen=True):

@@ -47,7 +47,9 @@ class Heart(threading.Thread):
 
 
 def serve_engine(engine: Engine, link: EngineEnd) -> None:
-    """Serve until Shutdown. Raises what broke a step, after the front end was told. Every open request gets its record."""
+    """Serve until Shutdown; what is open then gets its end record. Raises what broke a step, after the front end was
+    told.
+    """
     heart = Heart(link)
     heart.counters = dict(engine.counters())
     heart.start()

@@ -22,7 +22,15 @@ PROMPT_TAIL_TOKENS = 8
 class _Sample:
     """The text of one sample so far."""
 
-    __slots__ = ("_detokenizer", "_held", "_includes_stop", "_stops", "_wants_prompt_logprobs", "stopped_at")
+    __slots__ = (
+        "_detokenizer",
+        "_held",
+        "_includes_stop",
+        "_stops",
+        "_wants_prompt_logprobs",
+        "n_tokens",
+        "stopped_at",
+    )
 
     def __init__(self, request: Request, tokenizer: Tokenizer | None) -> None:
         sampling = request.sampling
@@ -33,9 +41,12 @@ class _Sample:
         self._stops = StopStrings(sampling.stop, sampling.include_stop_str_in_output)
         self._held = OutputDelta(index=0)
         self.stopped_at: int | None = None  # outputs up to and with the stop string
+        self.n_tokens = 0
 
-    def push(self, update: Update, n_before: int) -> OutputDelta | None:
+    def push(self, update: Update) -> OutputDelta | None:
         """The delta of an update; None while the sample waits for its end record."""
+        n_before = self.n_tokens
+        self.n_tokens += len(update.tokens)
         if self.stopped_at is not None:
             return self._last(update, self._held) if update.finish is not None else None
         text, taken = self._text(update, n_before)
@@ -99,33 +110,27 @@ class TextStreams:
     def __init__(self, tokenizer: Tokenizer | None) -> None:
         self._tokenizer = tokenizer
         self._samples: dict[tuple[str, int], _Sample] = {}
-        self._n_tokens: dict[tuple[str, int], int] = {}
 
     def open(self, request: Request) -> None:
         """Expect updates of a request from now on."""
         for index in range(request.sampling.n):
-            self._n_tokens[request.id, index] = 0
             self._samples[request.id, index] = _Sample(request, self._tokenizer)
 
     def close(self, request: Request) -> None:
         """Nobody waits for the request any more; later updates of it are passed over."""
         for index in range(request.sampling.n):
             self._samples.pop((request.id, index), None)
-            self._n_tokens.pop((request.id, index), None)
 
     def process(self, updates: Iterable[Update]) -> tuple[list[tuple[str, OutputDelta]], list[Finish]]:
         """The deltas of a step by request id, and the samples that a stop string ended."""
         deltas: list[tuple[str, OutputDelta]] = []
         finishes: list[Finish] = []
         for update in updates:
-            key = (update.request_id, update.index)
-            sample = self._samples.get(key)
-            n_before = self._n_tokens.get(key)
-            if sample is None or n_before is None:
+            sample = self._samples.get((update.request_id, update.index))
+            if sample is None:
                 continue
             was_stopped = sample.stopped_at is not None
-            delta = sample.push(update, n_before)
-            self._n_tokens[key] = n_before + len(update.tokens)
+            delta = sample.push(update)
             if delta is not None:
                 deltas.append((update.request_id, delta))
             elif not was_stopped and sample.stopped_at is not None:
