@@ -67,7 +67,7 @@ def main() -> int:
     """Serve until told to stop. Exit codes: 0 asked to, 1 a broken step, 2 options or model, 3 the parent is gone."""
     parent = os.getppid()
     threading.Thread(target=_end_with_parent, args=(parent,), name="parent", daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the front end decides what it means
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the front end decides what a signal means
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     logging.basicConfig(level=logging.INFO, handlers=[_NeverWaiting()])
     options = msgspec.json.decode(sys.stdin.buffer.read(), type=EngineOptions)

@@ -106,7 +106,10 @@ class EngineProcess:
         self._link = ZmqFrontEnd(self._folder)
         self._is_closing = False
         command = [sys.executable, "-m", "penstock.engine_main", str(self._folder)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, env={**KERNEL_CACHES, **os.environ})
+        # a session of its own: Ctrl-C is for the front end alone, from the first moment of the start
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, env={**KERNEL_CACHES, **os.environ}, start_new_session=True
+        )
         assert self._process.stdin is not None
         self._process.stdin.write(msgspec.json.encode(options))
         self._process.stdin.close()

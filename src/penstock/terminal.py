@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 from rich.console import Console
@@ -14,6 +15,7 @@ from penstock.engine.outputs import OutputDelta
 from penstock.llm import AsyncLLM
 
 console = Console(stderr=True, highlight=False)
+EXIT_INTERRUPTED = 130
 
 
 def run_complete(prompt: str, sampling: SamplingParams, model: str, **options: Any) -> None:
@@ -24,28 +26,34 @@ def run_complete(prompt: str, sampling: SamplingParams, model: str, **options: A
             sys.stdout.write(prompt)
             await _write(llm.stream(prompt, sampling))
 
-    _run(run())
+    with _stopped_by_ctrl_c():
+        asyncio.run(run())
 
 
 def run_chat(sampling: SamplingParams, model: str, system: str | None, **options: Any) -> None:
     """Read questions from standard input, write answers to standard output."""
 
-    async def run() -> None:
-        messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
-        async with AsyncLLM(model, **options) as llm:
-            while question := await asyncio.to_thread(_ask):
+    messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
+    llm = AsyncLLM(model, **options)
+    # Questions are read between two runs of the loop, not in a thread: no Ctrl-C ends a thread that waits for a line.
+    with _stopped_by_ctrl_c(), asyncio.Runner() as runner:
+        runner.run(llm.__aenter__())
+        try:
+            while question := _ask():
                 messages.append({"role": "user", "content": question})
-                answer = await _write(llm.chat(messages, sampling))
+                answer = runner.run(_write(llm.chat(messages, sampling)))
                 messages.append({"role": "assistant", "content": answer})
+        finally:
+            runner.run(llm.__aexit__())
 
-    _run(run())
 
-
-def _run(main: Any) -> None:
+@contextlib.contextmanager
+def _stopped_by_ctrl_c() -> Iterator[None]:
     try:
-        asyncio.run(main)
+        yield
     except KeyboardInterrupt:
         console.print("\nstopped")
+        sys.exit(EXIT_INTERRUPTED)
 
 
 def _ask() -> str:
