@@ -21,7 +21,9 @@ from tests.engine.unruly import Outcome, RandomLayers, Restless
 from tests.models.checkpoints import VOCAB_SIZE, make_model, save
 
 FAMILIES = ("llama3-gqa", "qwen3", "qwen3-moe-mixed")
-MORE_FAMILIES = ("gemma2", "gemma3", "mistral", "mixtral", "qwen2-windows", "qwen2-moe")
+MORE_FAMILIES = (
+    "gemma2", "gemma3", "mistral", "mixtral", "olmo2", "olmoe", "phi3", "qwen2-windows", "qwen2-moe", "smollm3",
+)  # fmt: skip
 MAX_NEW_TOKENS = 14
 CONTEXT = 96
 PROMPT_LENGTHS = (1, 3, 7, 8, 9, 16, 17, 30, 41)
@@ -96,7 +98,7 @@ def test_greedy_output_is_that_of_transformers_however_a_request_was_served(refe
 
 
 @pytest.mark.parametrize("family", MORE_FAMILIES)
-@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @scenarios
 def test_so_is_that_of_every_further_family(reference, family, **scenario):
     serve_and_compare(*reference(family), **scenario)

@@ -21,6 +21,12 @@ from transformers import (
     MistralForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
+    OlmoeConfig,
+    OlmoeForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -30,6 +36,8 @@ from transformers import (
     Qwen3ForCausalLM,
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
 )
 
 VOCAB_SIZE = 96
@@ -42,6 +50,7 @@ SHAPE: dict[str, Any] = {
     "max_position_embeddings": 256,
     "initializer_range": 0.2,  # logits of some size, so that 1e-4 means something
 }
+TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}  # where a family's own are beyond our vocabulary
 LLAMA3_ROPE = {
     "rope_type": "llama3",
     "rope_theta": 500000.0,
@@ -59,6 +68,13 @@ YARN_ROPE = {
 }
 EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 WINDOW = 7  # shorter than every prompt of more than a few tokens, and no multiple of a block
+LONG_ROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0, 1.1, 1.2, 1.5, 2.0, 3.0],
+    "long_factor": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0],
+    "partial_rotary_factor": 0.75,
+}
 LINEAR_ROPE = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
 
 
@@ -91,6 +107,23 @@ def _mistral(**options: Any) -> PreTrainedModel:
 def _mixtral(**options: Any) -> PreTrainedModel:
     shape = SHAPE | {"num_key_value_heads": 2, "num_local_experts": 5, "num_experts_per_tok": 2}
     return MixtralForCausalLM(MixtralConfig(**shape | options))
+
+
+def _olmo2(**options: Any) -> PreTrainedModel:
+    return Olmo2ForCausalLM(Olmo2Config(**SHAPE | TOKENS | options))
+
+
+def _olmoe(**options: Any) -> PreTrainedModel:
+    shape = SHAPE | TOKENS | {"num_experts": 6, "num_experts_per_tok": 3, "intermediate_size": 24}
+    return OlmoeForCausalLM(OlmoeConfig(**shape | options))
+
+
+def _phi3(**options: Any) -> PreTrainedModel:
+    return Phi3ForCausalLM(Phi3Config(**SHAPE | TOKENS | {"num_key_value_heads": 2} | options))
+
+
+def _smollm3(**options: Any) -> PreTrainedModel:
+    return SmolLM3ForCausalLM(SmolLM3Config(**SHAPE | TOKENS | {"num_key_value_heads": 2} | options))
 
 
 def _qwen2(**options: Any) -> PreTrainedModel:
@@ -132,6 +165,11 @@ MAKERS: dict[str, Callable[[], PreTrainedModel]] = {
     "mistral": lambda: _mistral(sliding_window=WINDOW),
     "mistral-nemo": lambda: _mistral(sliding_window=None, head_dim=24),
     "mixtral": lambda: _mixtral(),
+    "olmo2": lambda: _olmo2(),
+    "olmo2-gqa": lambda: _olmo2(num_key_value_heads=2),
+    "olmoe": lambda: _olmoe(),
+    "phi3": lambda: _phi3(sliding_window=WINDOW),
+    "phi3-longrope": lambda: _phi3(rope_parameters=LONG_ROPE, original_max_position_embeddings=160),
     "qwen2": lambda: _qwen2(tie_word_embeddings=True),
     "qwen2-windows": lambda: _qwen2(use_sliding_window=True, sliding_window=WINDOW, max_window_layers=2),
     "qwen2-moe": lambda: _qwen2_moe(mlp_only_layers=[1]),
@@ -140,6 +178,8 @@ MAKERS: dict[str, Callable[[], PreTrainedModel]] = {
     "qwen3-windows": lambda: _qwen3(use_sliding_window=True, sliding_window=WINDOW, max_window_layers=1),
     "qwen3-moe": lambda: _qwen3_moe(norm_topk_prob=True),
     "qwen3-moe-mixed": lambda: _qwen3_moe(decoder_sparse_step=2, mlp_only_layers=[3]),
+    "smollm3": lambda: _smollm3(no_rope_layer_interval=2),
+    "smollm3-windows": lambda: _smollm3(no_rope_layers=[0, 1, 1, 0], use_sliding_window=True, sliding_window=WINDOW),
 }
 
 

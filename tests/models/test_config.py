@@ -206,8 +206,8 @@ def test_code_that_comes_with_a_model_is_not_even_looked_at(read):
         ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config .* supported: bfloat16"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; supported: silu, gelu_pytorch_tanh"),
         (
-            {"rope_scaling": {"rope_type": "longrope"}},
-            "rope_type is 'longrope'; supported: default, linear, llama3, yarn",
+            {"rope_scaling": {"rope_type": "dynamic"}},
+            "rope_type is 'dynamic'; supported: default, linear, llama3, longrope, su, yarn",
         ),
         ({"rope_scaling": {"mrope_section": [1, 2]}}, "mrope_section"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5; supported: 1.0"),

@@ -19,6 +19,10 @@ def short(value: Any) -> str:
     return text if len(text) <= MAX_SHOWN_CHARS else f"{text[:MAX_SHOWN_CHARS]}..."
 
 
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
+
+
 class ConfigFile:
     """The values of a JSON object and where they come from. A key that is null counts as absent."""
 
@@ -61,7 +65,7 @@ class ConfigFile:
         key, value = self._find((key,), default)
         if value is default:
             return default
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        if not _is_positive(value):
             raise self.wrong(key, "a positive number")
         return float(value)
 
@@ -86,6 +90,13 @@ class ConfigFile:
         if not all(isinstance(item, int) and not isinstance(item, bool) and item >= 0 for item in listed):
             raise self.wrong(key, "a number from 0 on, or a list of them")
         return tuple(listed)
+
+    def numbers(self, key: str) -> tuple[float, ...]:
+        """A list of positive finite floats."""
+        key, value = self._find((key,), REQUIRED)
+        if not isinstance(value, list) or not all(_is_positive(item) for item in value):
+            raise self.wrong(key, "a list of positive numbers")
+        return tuple(float(item) for item in value)
 
     def section(self, *keys: str) -> ConfigFile | None:
         """The object under the first of `keys` that is there and not empty; None without one."""

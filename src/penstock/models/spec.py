@@ -53,7 +53,20 @@ class YarnScaling:
     is_truncated: bool = True
 
 
-RopeScaling = NoScaling | LinearScaling | FactorScaling | Llama3Scaling | YarnScaling
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LongRopeScaling:
+    """As `FactorScaling`, and scores scaled by `attention_factor` squared (LongRoPE, arXiv 2402.13753).
+
+    Published models bring a second set for sequences beyond `original_max_tokens`. All keys of a sequence would change
+    when it crosses that length, so the model ends there instead.
+    """
+
+    factors: tuple[float, ...]
+    original_max_tokens: int
+    attention_factor: float
+
+
+RopeScaling = NoScaling | LinearScaling | FactorScaling | Llama3Scaling | YarnScaling | LongRopeScaling
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,22 @@ from collections.abc import Mapping
 
 from penstock.core.errors import CorruptModel, UnsupportedModel
 from penstock.models.config_file import ConfigFile, short
-from penstock.models.families import gemma, gemma2, gemma3, llama, mistral, mixtral, qwen2, qwen2_moe, qwen3, qwen3_moe
+from penstock.models.families import (
+    gemma,
+    gemma2,
+    gemma3,
+    llama,
+    mistral,
+    mixtral,
+    olmo2,
+    olmoe,
+    phi3,
+    qwen2,
+    qwen2_moe,
+    qwen3,
+    qwen3_moe,
+    smollm3,
+)
 from penstock.models.families.family import Family
 
 FAMILIES: Mapping[str, Family] = {
@@ -16,10 +31,14 @@ FAMILIES: Mapping[str, Family] = {
     "LlamaForCausalLM": llama.FAMILY,
     "MistralForCausalLM": mistral.FAMILY,
     "MixtralForCausalLM": mixtral.FAMILY,
+    "Olmo2ForCausalLM": olmo2.FAMILY,
+    "OlmoeForCausalLM": olmoe.FAMILY,
+    "Phi3ForCausalLM": phi3.FAMILY,
     "Qwen2ForCausalLM": qwen2.FAMILY,
     "Qwen2MoeForCausalLM": qwen2_moe.FAMILY,
     "Qwen3ForCausalLM": qwen3.FAMILY,
     "Qwen3MoeForCausalLM": qwen3_moe.FAMILY,
+    "SmolLM3ForCausalLM": smollm3.FAMILY,
 }
 
 

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from penstock.core.errors import CorruptModel, UnsupportedModel
 from penstock.models.config_file import ConfigFile, short
 from penstock.models.rope import DEFAULT_THETA, read_rope
-from penstock.models.spec import AttentionSpec, DenseSpec, ExpertsSpec, LayerSpec, ModelSpec, NormSpec, QkNorm
+from penstock.models.spec import (
+    AttentionSpec,
+    DenseSpec,
+    ExpertsSpec,
+    LayerSpec,
+    LongRopeScaling,
+    ModelSpec,
+    NormSpec,
+    QkNorm,
+)
 from penstock.ops.activation import Activation
 
 MAX_LAYERS = 10_000  # a damaged configuration must not make us build billions of records
@@ -72,6 +81,7 @@ def read_attention(
     *,
     default_head_dim: int | None = None,
     default_theta: float = DEFAULT_THETA,
+    has_partial_rope: bool = False,
     qk_norm: QkNorm | None = None,
 ) -> AttentionSpec:
     """Grouped-query attention with rope and optional biases. default_head_dim None: the hidden size over the heads."""
@@ -87,7 +97,7 @@ def read_attention(
         q_heads=q_heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
-        rope=read_rope(config, head_dim, default_theta),
+        rope=read_rope(config, head_dim, default_theta, has_partial_rope),
         qk_norm=qk_norm,
         has_qkv_bias=has_bias,
         has_out_bias=has_bias,
@@ -174,10 +184,17 @@ def read_model(
         layers=layers,
         norm=NormSpec(eps=config.number("rms_norm_eps")),
         is_tied=config.flag("tie_word_embeddings", is_tied_by_default),
-        max_position_tokens=config.integer("max_position_embeddings"),
+        max_position_tokens=min(config.integer("max_position_embeddings"), *_longest_tokens(layers)),
         stop_token_ids=frozenset(config.integers("eos_token_id", ())),
         dtype=read_dtype(config),
     )
+
+
+def _longest_tokens(layers: tuple[LayerSpec, ...]) -> Iterator[int]:
+    """What the positions of each layer allow."""
+    for layer in layers:
+        rope = layer.attention.rope
+        yield rope.scaling.original_max_tokens if rope and isinstance(rope.scaling, LongRopeScaling) else 2**31
 
 
 def read_dtype(config: ConfigFile) -> str:

@@ -130,6 +130,8 @@ def _rope(metadata: ConfigFile, arch: str, head_dim: int) -> dict[str, Any]:
     scaling = f"{arch}.rope.scaling"
     kind = metadata.text(f"{scaling}.type", default="none")
     factor = metadata.number(f"{scaling}.factor", None) or metadata.number(f"{arch}.rope.scale_linear", None)
+    if kind not in ("none", "linear", "yarn"):  # longrope keeps its factors in tensors, which nobody reads yet
+        raise UnsupportedModel(f"{metadata.source}: rope_type is {short(kind)}; supported: none, linear, yarn")
     if kind == "none" or factor is None:  # llama.cpp writes 0 or nothing for "as it is"
         return values
     section = {"rope_type": kind, "factor": factor}
