@@ -14,7 +14,7 @@ import penstock
 from penstock.api.auth import OPEN_ROUTES, Gate, check_origin
 from penstock.api.errors import Draining, NotAllowed, NotFound, NotReady, Starting, refusal_of
 from penstock.api.http import Call, ClientGone, Receive, Response, Scope, Send, json_response
-from penstock.api.limits import Limits, check_headers, read_body
+from penstock.api.limits import Bodies, Limits, check_headers
 from penstock.api.logprobs import TokenNames
 from penstock.api.metrics import Metrics
 from penstock.api.openai import Generator
@@ -71,6 +71,7 @@ class App:
         self._has_started = False
         self._tokenizer = tokenizer
         self._config = config
+        self._bodies = Bodies(config.limits)
         self._gate = Gate(config.api_keys, config.open_routes)
         self._created_s = int(config.wall_s())
         self._names = TokenNames(tokenizer)
@@ -91,6 +92,7 @@ class App:
             translator=self._translator,
             names=self._names,
             limits=config.limits,
+            bodies=self._bodies,
             metrics=self.metrics,
             clock=config.clock,
             wall_s=config.wall_s,
@@ -213,7 +215,7 @@ class App:
         }
 
     async def _tokenize(self, call: Call) -> Response:
-        body, call.extra_headers = decode_body(await read_body(call, self._config.limits), TokenizeBody)
+        body, call.extra_headers = decode_body(await self._bodies.read(call), TokenizeBody)
         self._translator.check_model(body.model)
         if (body.prompt is None) == (body.messages is None):
             raise InvalidRequest("give either prompt or messages", param="prompt")
@@ -230,7 +232,7 @@ class App:
         return json_response({"count": len(ids), "max_model_len": max_model_len, "tokens": ids, "token_strs": names})
 
     async def _detokenize(self, call: Call) -> Response:
-        body, call.extra_headers = decode_body(await read_body(call, self._config.limits), DetokenizeBody)
+        body, call.extra_headers = decode_body(await self._bodies.read(call), DetokenizeBody)
         self._translator.check_model(body.model)
         self._translator.check_ids(body.tokens, "tokens")
         return json_response({"prompt": self._tokenizer.decode(body.tokens, skip_special_tokens=False)})

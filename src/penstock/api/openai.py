@@ -11,7 +11,7 @@ from typing import Any
 from penstock.api.chunks import ChatChunks, CompletionChunks, echoed
 from penstock.api.errors import Aborted, GenerationFailed, refusal_of
 from penstock.api.http import STREAM_TYPE, Call, Response, json_response
-from penstock.api.limits import Limits, read_body
+from penstock.api.limits import Bodies, Limits
 from penstock.api.logprobs import CompletionLogprobs, TokenNames, chat_logprobs, prompt_logprobs
 from penstock.api.metrics import Meter, Metrics
 from penstock.api.schema import ChatBody, CompletionBody, decode_body
@@ -34,17 +34,18 @@ class Generator:
     translator: Translator
     names: TokenNames
     limits: Limits
+    bodies: Bodies
     metrics: Metrics
     clock: Clock
     wall_s: Callable[[], float]
 
     async def completions(self, call: Call) -> Response | None:
-        body, call.extra_headers = decode_body(await read_body(call, self.limits), CompletionBody)
+        body, call.extra_headers = decode_body(await self.bodies.read(call), CompletionBody)
         async with call.while_client_is_there():
             return await self._run(call, await self.translator.completion(body, call))
 
     async def chat(self, call: Call) -> Response | None:
-        body, call.extra_headers = decode_body(await read_body(call, self.limits), ChatBody)
+        body, call.extra_headers = decode_body(await self.bodies.read(call), ChatBody)
         async with call.while_client_is_there():
             return await self._run(call, await self.translator.chat(body, call))
 
