@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,7 +34,9 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SLOT.OPTION=VALUE", help="Set an option of a policy; may be repeated."),
 ]
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="A TOML file with the same options.")]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", help="A TOML file with options of the engine; a flag wins.")
+]
 SLOTS = ("order", "admit", "batch", "preempt", "retain", "predict")
 
 
@@ -59,15 +62,21 @@ _SERVE_MODULES = {"torch", "safetensors", "tokenizers", "minijinja", "uvicorn", 
 
 
 def _engine_options(
-    model: str | None, config: Path | None, slots: dict[str, str | None], settings: list[str] | None, **flags: Any
+    config: Path | None,
+    slots: dict[str, str | None],
+    settings: list[str] | None,
+    flags: dict[str, Any],
+    is_given: Callable[[str], bool],
 ) -> Any:
-    """Options of the engine: the file first, then what the command line says."""
-    from penstock.options import EngineOptions, make_options, read_config
+    """Options of the engine: the file first, then the flags; `is_given` tells a flag from its default."""
+    from penstock.options import make_options, read_config
 
     values: dict[str, Any] = {}
     names: dict[str, str] = {}
     options: dict[str, dict[str, Any]] = {}
     for key, value in (read_config(config) if config else {}).items():
+        if key in ("slots", "policy_options"):
+            raise ConfigError(f"{config}: {key} has no place in the file; give each slot a table, as [order]")
         if key in SLOTS and isinstance(value, dict):
             table = dict(value)
             if "name" in table:
@@ -75,17 +84,19 @@ def _engine_options(
             options[key] = table
         else:
             values[key] = value
-    defaults = EngineOptions()
     for key, value in flags.items():
-        if value != getattr(defaults, key) or key not in values:
+        if is_given(key) or key not in values:
             values[key] = value
-    if model is not None and (model != defaults.model or "model" not in values):
-        values["model"] = model
     names |= {slot: name for slot, name in slots.items() if name is not None}
     for setting in settings or ():
         slot, option, text = _split_setting(setting)
         options.setdefault(slot, {})[option] = text
     return make_options({**values, "slots": names, "policy_options": options})
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name in ("COMMANDLINE", "ENVIRONMENT")
 
 
 def _split_setting(setting: str) -> tuple[str, str, str]:
@@ -98,6 +109,7 @@ def _split_setting(setting: str) -> tuple[str, str, str]:
 
 @app.command()
 def serve(
+    context: typer.Context,
     model: Model = "penstock-tiny",
     host: Annotated[str, typer.Option(help="Where to listen.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Where to listen; 0 takes a free one.")] = 8000,
@@ -139,26 +151,24 @@ def serve(
     from penstock.serve import serve as run_server
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)  # its warnings are a line for each malformed request
     slots = {"order": order, "admit": admit, "batch": batch, "preempt": preempt, "retain": retain, "predict": predict}
-    options = _engine_options(
-        model,
-        config,
-        slots,
-        set_,
-        dtype=dtype,
-        device=device,
-        load_format=load_format,
-        kv_memory=kv_memory,
-        max_running=max_running,
-        max_model_tokens=max_model_tokens,
-        max_queued_requests=max_queued_requests,
-        max_queued_tokens=max_queued_tokens,
-        prefix_caching=prefix_caching,
-        look_ahead=look_ahead,
-        threads=threads,
-        policy=policy,
-    )
+    flags = {
+        "model": model,
+        "dtype": dtype,
+        "device": device,
+        "load_format": load_format,
+        "kv_memory": kv_memory,
+        "max_running": max_running,
+        "max_model_tokens": max_model_tokens,
+        "max_queued_requests": max_queued_requests,
+        "max_queued_tokens": max_queued_tokens,
+        "prefix_caching": prefix_caching,
+        "look_ahead": look_ahead,
+        "threads": threads,
+        "policy": policy,
+    }
+    options = _engine_options(config, slots, set_, flags, lambda name: _is_given(context, name))
     front = ServeOptions(
         host=host,
         port=port,

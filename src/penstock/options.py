@@ -47,6 +47,8 @@ class EngineOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, fr
         for name in ("block_tokens", "max_running", "max_queued_requests", "max_queued_tokens"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}: give 1 or more")
+        if self.threads is not None and self.threads < 1:
+            raise ConfigError(f"threads is {self.threads}: give 1 or more")
         if not 0 <= self.look_ahead <= 4:
             raise ConfigError(f"look_ahead is {self.look_ahead}: give 0 to 4 steps")
 
@@ -81,10 +83,10 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises ConfigError naming the file and what is wrong.
     """
     try:
-        raw = tomllib.loads(path.read_text())
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as missing:
         raise ConfigError(f"cannot read the configuration {path}: {missing.strerror}") from None
-    except tomllib.TOMLDecodeError as wrong:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as wrong:
         raise ConfigError(f"{path} is not valid TOML: {wrong}") from None
     return raw
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import resource
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from rich.console import Console
 
 from penstock.api.app import ApiConfig, create_app
 from penstock.api.server import Server, listen
-from penstock.core.errors import EngineDied, PenstockError
+from penstock.core.errors import ConfigError, EngineDied, PenstockError
 from penstock.engine.client import EngineClient
 from penstock.engine.messages import Died, Phase
 from penstock.launch import EngineProcess, as_user_error
@@ -164,6 +165,7 @@ def serve(engine: EngineOptions, options: ServeOptions, began_s: float) -> int:
     """Serve until a signal; returns the exit code. Raises UserError for what can be known before the engine starts."""
     engine.build_policies()  # a wrong name is an error before anything is started
     engine.model_path  # noqa: B018  - so is a missing directory
+    _raise_open_files()
     doorman = Doorman(has_keys=bool(options.api_keys))
     listener = listen(options.host, options.port, is_protected=doorman.has_keys or options.allow_open)
     process = EngineProcess(engine)  # it imports torch while we read the tokenizer
@@ -193,7 +195,20 @@ def serve(engine: EngineOptions, options: ServeOptions, began_s: float) -> int:
 
 
 def read_api_keys(file: Path | None, given: tuple[str, ...]) -> tuple[str, ...]:
-    """Keys from the command line and from a file with one key a line."""
+    """Keys from the command line and from a file with one key a line. Raises ConfigError if that cannot be read."""
     if file is None:
         return given
-    return given + tuple(line.strip() for line in file.read_text().splitlines() if line.strip())
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except OSError as missing:
+        raise ConfigError(f"cannot read the API keys in {file}: {missing.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"the API keys in {file} are not UTF-8 text") from None
+    return given + tuple(line.strip() for line in lines if line.strip())
+
+
+def _raise_open_files() -> None:
+    """Each connection is an open file: allow as many as the system lets this user have."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
