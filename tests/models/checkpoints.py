@@ -15,6 +15,8 @@ from transformers import (
     Gemma3TextConfig,
     GemmaConfig,
     GemmaForCausalLM,
+    GptOssConfig,
+    GptOssForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -100,6 +102,13 @@ def _gemma3(**options: Any) -> PreTrainedModel:
     return Gemma3ForCausalLM(Gemma3TextConfig(**SHAPE | GEMMA | WINDOWS | options))
 
 
+def _gpt_oss(**options: Any) -> PreTrainedModel:
+    shape = {"num_key_value_heads": 2, "head_dim": 16, "intermediate_size": 24, "num_local_experts": 6}
+    yarn = YARN_ROPE | {"truncate": False}
+    windows = {"num_experts_per_tok": 2, "sliding_window": WINDOW, "rope_parameters": yarn}
+    return GptOssForCausalLM(GptOssConfig(**SHAPE | shape | windows | options))
+
+
 def _mistral(**options: Any) -> PreTrainedModel:
     return MistralForCausalLM(MistralConfig(**SHAPE | {"num_key_value_heads": 2} | options))
 
@@ -156,6 +165,7 @@ MAKERS: dict[str, Callable[[], PreTrainedModel]] = {
             "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
         },
     ),
+    "gpt-oss": lambda: _gpt_oss(),
     "llama-mha": lambda: _llama(),
     "llama3-gqa": lambda: _llama(num_key_value_heads=2, rope_parameters=LLAMA3_ROPE, tie_word_embeddings=True),
     "llama-yarn-biased": lambda: _llama(
@@ -188,7 +198,7 @@ def make_model(name: str) -> PreTrainedModel:
     torch.manual_seed(sum(name.encode()))
     model = MAKERS[name]().eval()
     for key, parameter in model.named_parameters():
-        if "norm" in key or "bias" in key:
+        if "norm" in key or "bias" in key or "sinks" in key:
             parameter.data.normal_(1.0 if "norm" in key else 0.0, 0.3)
     return model
 

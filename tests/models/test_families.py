@@ -156,6 +156,33 @@ SMOLLM3_3B = {
     "rope_theta": 5000000.0,
     "vocab_size": 128256,
 }
+GPT_OSS_20B = {
+    "architectures": ["GptOssForCausalLM"],
+    "attention_bias": True,
+    "head_dim": 64,
+    "hidden_act": "silu",
+    "hidden_size": 2880,
+    "intermediate_size": 2880,
+    "max_position_embeddings": 131072,
+    "num_attention_heads": 64,
+    "num_experts_per_tok": 4,
+    "num_hidden_layers": 24,
+    "num_key_value_heads": 8,
+    "num_local_experts": 32,
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": {
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "factor": 32.0,
+        "original_max_position_embeddings": 4096,
+        "rope_type": "yarn",
+        "truncate": False,
+    },
+    "rope_theta": 150000,
+    "sliding_window": 128,
+    "swiglu_limit": 7.0,
+    "vocab_size": 201088,
+}
 LONG_ROPE = {
     "max_position_embeddings": 131072,
     "rope_scaling": {"type": "su", "short_factor": [1.0] * 48, "long_factor": [4.0] * 48},
@@ -179,6 +206,7 @@ def read(tmp_path):
         (MIXTRAL_8X7B, 46_702_792_704),
         (GEMMA2_2B, 2_614_341_888),
         (GEMMA3_1B, 999_885_952),
+        (GPT_OSS_20B, 20_914_757_184),
         (PHI3_MINI, 3_821_079_552),
         (OLMO2_7B, 7_298_617_344),
         (OLMOE_1B_7B, 6_919_161_856),
@@ -228,6 +256,11 @@ def test_a_long_rope_ends_the_context_where_its_second_set_of_factors_would_begi
     [
         (GEMMA2_2B | {"use_bidirectional_attention": True}, "use_bidirectional_attention is True; supported: False"),
         (GEMMA3_1B | {"hidden_activation": "relu"}, "hidden_act is 'relu'; supported: silu, gelu_pytorch_tanh"),
+        (
+            GPT_OSS_20B | {"quantization_config": {"quant_method": "mxfp4"}},
+            r"quantization_config asks for quantized weights \('mxfp4'\); supported: bfloat16, float16, float32",
+        ),
+        (GPT_OSS_20B | {"swiglu_limit": 5.0}, "swiglu_limit is 5.0; supported: 7.0"),
         (OLMOE_1B_7B | {"clip_qkv": 8.0}, "clip_qkv is 8.0; supported: None"),
         (MISTRAL_7B | {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5; supported: 1.0"),
     ],

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
+from penstock.ops.add_sink import add_sink
+from penstock.ops.clamped_swiglu import clamped_swiglu
 from penstock.ops.experts import experts
+from penstock.ops.gated_gelu import gated_gelu
 from penstock.ops.gated_silu import gated_silu
 from penstock.ops.rms_norm import rms_norm
 from penstock.ops.rope import rope
@@ -68,6 +73,26 @@ def test_rope_leaves_features_beyond_the_rotated_ones(rotate):
 def test_gated_silu_gates_with_the_first_half():
     gate, up = torch.randn(4, 6), torch.randn(4, 6)
     torch.testing.assert_close(gated_silu(torch.cat((gate, up), dim=1)), gate * torch.sigmoid(gate) * up)
+
+
+def test_gated_gelu_gates_with_the_first_half():
+    gate, up = torch.randn(4, 6), torch.randn(4, 6)
+    expected = F.gelu(gate, approximate="tanh") * up
+    torch.testing.assert_close(gated_gelu(torch.cat((gate, up), dim=1)), expected)
+
+
+def test_clamped_swiglu_bounds_both_halves():
+    gate_up = torch.tensor([[100.0, 100.0, -100.0, -100.0, 1.0, 0.5]])  # gate, up, gate, up, ...
+    out = clamped_swiglu(gate_up)
+    torch.testing.assert_close(out, torch.tensor([[8 * 7.0, 0.0, 1.5 / (1 + math.exp(-1.702))]]), atol=1e-3, rtol=0)
+
+
+def test_a_sink_is_one_more_key_of_value_zero():
+    scores, values, sinks = torch.randn(3, 2, 5), torch.randn(5, 8), torch.randn(2)
+    with_sink = torch.cat((scores, sinks.expand(3, 2).unsqueeze(-1)), dim=-1)
+    out, lse = add_sink(scores.softmax(-1) @ values, scores.logsumexp(-1), sinks)
+    torch.testing.assert_close(out, with_sink.softmax(-1)[..., :-1] @ values)
+    torch.testing.assert_close(lse, with_sink.logsumexp(-1))
 
 
 def test_write_kv_writes_its_slots_and_nothing_else():

@@ -20,6 +20,7 @@ from penstock.core.executor import ModelFacts, StateKind, StateSpec
 from penstock.models.layers import Layer, Norm, Scope
 from penstock.models.rope import Rotation
 from penstock.models.spec import ModelSpec
+from penstock.ops.add_sink import add_sink
 from penstock.ops.batch import SegmentBatch
 from penstock.ops.experts import experts
 from penstock.ops.gated import GATED
@@ -32,7 +33,7 @@ from penstock.ops.write_kv import write_kv
 
 log = logging.getLogger(__name__)
 
-OPS: tuple[Op[..., Any], ...] = (rms_norm, rope, write_kv, paged_attention, *GATED.values(), route, experts)
+OPS: tuple[Op[..., Any], ...] = (rms_norm, rope, write_kv, paged_attention, add_sink, *GATED.values(), route, experts)
 
 
 class Decoder:

@@ -25,6 +25,7 @@ from penstock.models.spec import (
     RopeSpec,
 )
 from penstock.ops.activation import Activation
+from penstock.ops.add_sink import add_sink
 from penstock.ops.batch import SegmentBatch
 from penstock.ops.experts import experts
 from penstock.ops.gated import GATED
@@ -130,6 +131,7 @@ class _Attention:
     qk_norm: Norm | None
     q_norm: Norm | None
     k_norm: Norm | None
+    sinks: Tensor | None
     out: Tensor
     out_bias: Tensor | None
 
@@ -145,6 +147,7 @@ class _Attention:
             qk_norm=norm_of("qk_norm", QkNorm.HEAD),
             q_norm=norm_of("q_norm", QkNorm.PROJECTION),
             k_norm=norm_of("k_norm", QkNorm.PROJECTION),
+            sinks=scope.get("sinks"),
             out=scope["out"],
             out_bias=scope.get("out_bias"),
         )
@@ -156,9 +159,11 @@ class _Attention:
         if spec.rope is not None:
             qk_THd = rope(qk_THd, *angles[spec.rope])
         write_kv(qk_THd[:, spec.q_heads :], v_THd, kv, batch.slots_T)
-        out_THd, _ = paged_attention(
+        out_THd, lse_TH = paged_attention(
             qk_THd[:, : spec.q_heads], kv, batch, spec.scale, spec.window_tokens, spec.soft_cap
         )
+        if self.sinks is not None:
+            out_THd, _ = add_sink(out_THd, lse_TH, self.sinks)
         return F.linear(out_THd.flatten(1), self.out, self.out_bias)
 
     def _normed(self, qk_THd: Tensor) -> Tensor:
@@ -197,8 +202,11 @@ class _Dense:
 class _Experts:
     spec: ExpertsSpec
     router: Tensor
+    router_bias: Tensor | None
     gate_up: Tensor
+    gate_up_bias: Tensor | None
     down: Tensor
+    down_bias: Tensor | None
     shared: _Dense | None
     shared_gate: Tensor | None
 
@@ -207,16 +215,20 @@ class _Experts:
         return cls(
             spec=spec,
             router=scope["router"],
+            router_bias=scope.get("router_bias"),
             gate_up=scope["gate_up"],
+            gate_up_bias=scope.get("gate_up_bias"),
             down=scope["down"],
+            down_bias=scope.get("down_bias"),
             shared=None if spec.shared is None else _Dense.of(spec.shared, scope.within("shared")),
             shared_gate=scope.get("shared_gate"),
         )
 
     def __call__(self, x_TD: Tensor) -> Tensor:
         spec = self.spec
-        weights_TK, experts_TK = route(F.linear(x_TD, self.router), spec.top_k, spec.is_normalized)
-        routed_TD = experts(x_TD, self.gate_up, self.down, weights_TK, experts_TK, spec.activation)
+        logits_TE = F.linear(x_TD, self.router, self.router_bias)
+        chosen = route(logits_TE, spec.top_k, spec.is_normalized)
+        routed_TD = experts(x_TD, self.gate_up, self.down, *chosen, spec.activation, self.gate_up_bias, self.down_bias)
         if self.shared is None:
             return routed_TD
         shared_TD = self.shared(x_TD)

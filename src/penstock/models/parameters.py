@@ -17,11 +17,15 @@ Index = tuple[int | slice, ...]
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A tensor of the checkpoint, its shape there, and where it goes: `parameter[index]`, to which it broadcasts."""
+    """A tensor of the checkpoint, its shape there, and where it goes: `parameter[index]`, to which it broadcasts.
+
+    is_transposed: its last two dimensions are ours in the other order.
+    """
 
     source: str
     shape: tuple[int, ...]
     index: Index = ()
+    is_transposed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +78,8 @@ def _attention(prefix: str, spec: AttentionSpec, hidden: int, names: WeightNames
     if spec.has_qkv_bias:
         yield _stacked_bias(f"{prefix}.qkv_bias", qkv, rows)
     yield from _qk_norm(prefix, spec, names.q_norm.format(layer=layer), names.k_norm.format(layer=layer))
+    if spec.has_sinks:
+        yield Parameter(f"{prefix}.sinks", (spec.q_heads,), (Part(names.sinks.format(layer=layer), (spec.q_heads,)),))
     out = names.attention_out.format(layer=layer)
     yield _whole(f"{prefix}.out", out, (hidden, q_rows))
     if spec.has_out_bias:
@@ -108,22 +114,58 @@ def _dense(
 
 
 def _experts(prefix: str, spec: ExpertsSpec, hidden: int, names: WeightNames, layer: int) -> Iterator[Parameter]:
-    rows = (2 * spec.width // len(names.expert_gate_up),) * len(names.expert_gate_up)
-    gate_up: list[Part] = []
-    down: list[Part] = []
-    for expert in range(spec.n_experts):
-        sources = [name.format(layer=layer, expert=expert) for name in names.expert_gate_up]
-        one = _stacked("", sources, rows, hidden)
-        gate_up += (Part(part.source, part.shape, (expert, *part.index)) for part in one.parts)
-        source = f"{names.expert_down.format(layer=layer, expert=expert)}.weight"
-        down.append(Part(source, (hidden, spec.width), (expert,)))
-    yield _whole(f"{prefix}.router", names.router.format(layer=layer), (spec.n_experts, hidden))
-    yield Parameter(f"{prefix}.gate_up", (spec.n_experts, 2 * spec.width, hidden), tuple(gate_up))
-    yield Parameter(f"{prefix}.down", (spec.n_experts, hidden, spec.width), tuple(down))
+    router = names.router.format(layer=layer)
+    yield _whole(f"{prefix}.router", router, (spec.n_experts, hidden))
+    if spec.has_bias:
+        yield _whole(f"{prefix}.router_bias", router, (spec.n_experts,), kind="bias")
+    if names.stacked_gate_up is not None and names.stacked_down is not None:
+        yield from _stacked_expert(f"{prefix}.gate_up", names.stacked_gate_up, spec, 2 * spec.width, hidden, layer)
+        yield from _stacked_expert(f"{prefix}.down", names.stacked_down, spec, hidden, spec.width, layer)
+    else:
+        yield from _single_experts(prefix, spec, hidden, names, layer)
     if spec.shared is not None:
         yield from _dense(f"{prefix}.shared", spec.shared, hidden, names.shared_gate_up, names.shared_down, layer)
     if spec.has_shared_gate:
         yield _whole(f"{prefix}.shared_gate", names.shared_gate.format(layer=layer), (1, hidden))
+
+
+def _stacked_expert(
+    name: str, source: str, spec: ExpertsSpec, rows: int, columns: int, layer: int
+) -> Iterator[Parameter]:
+    """A matrix of every expert, which the checkpoint has in one tensor."""
+    source = source.format(layer=layer)
+    part = Part(source, (spec.n_experts, columns, rows), is_transposed=True)
+    yield Parameter(name, (spec.n_experts, rows, columns), (part,))
+    if spec.has_bias:
+        yield Parameter(f"{name}_bias", (spec.n_experts, rows), (Part(f"{source}_bias", (spec.n_experts, rows)),))
+
+
+def _single_experts(prefix: str, spec: ExpertsSpec, hidden: int, names: WeightNames, layer: int) -> Iterator[Parameter]:
+    rows = (2 * spec.width // len(names.expert_gate_up),) * len(names.expert_gate_up)
+    gate_up: list[Parameter] = []
+    gate_up_bias: list[Parameter] = []
+    down: list[Parameter] = []
+    down_bias: list[Parameter] = []
+    for expert in range(spec.n_experts):
+        sources = [name.format(layer=layer, expert=expert) for name in names.expert_gate_up]
+        source = names.expert_down.format(layer=layer, expert=expert)
+        gate_up.append(_stacked(f"{prefix}.gate_up", sources, rows, hidden))
+        gate_up_bias.append(_stacked_bias(f"{prefix}.gate_up_bias", sources, rows))
+        down.append(_whole(f"{prefix}.down", source, (hidden, spec.width)))
+        down_bias.append(_whole(f"{prefix}.down_bias", source, (hidden,), kind="bias"))
+    yield _side_by_side(gate_up)
+    yield _side_by_side(down)
+    if spec.has_bias:
+        yield _side_by_side(gate_up_bias)
+        yield _side_by_side(down_bias)
+
+
+def _side_by_side(ones: list[Parameter]) -> Parameter:
+    """The same parameter of every expert, as one with a dimension more."""
+    parts = (
+        Part(part.source, part.shape, (expert, *part.index)) for expert, one in enumerate(ones) for part in one.parts
+    )
+    return Parameter(ones[0].name, (len(ones), *ones[0].shape), tuple(parts))
 
 
 def _whole(name: str, source: str, shape: tuple[int, ...], kind: str = "weight") -> Parameter:

@@ -90,7 +90,8 @@ class AttentionSpec:
     """Softmax attention over grouped heads.
 
     rope None: no positions in this layer. window_tokens: keys that a token sees at most, itself included; None: every
-    earlier one. score_scale None: 1 / sqrt(head_dim). soft_cap: see `penstock.ops.paged_attention`.
+    earlier one. score_scale None: 1 / sqrt(head_dim). soft_cap: see `penstock.ops.paged_attention`. has_sinks: each
+    head has one, see `penstock.ops.add_sink`.
     """
 
     q_heads: int
@@ -103,6 +104,7 @@ class AttentionSpec:
     window_tokens: int | None = None
     score_scale: float | None = None
     soft_cap: float | None = None
+    has_sinks: bool = False
 
     @property
     def scale(self) -> float:
@@ -123,7 +125,7 @@ class ExpertsSpec:
     """A mixture of gated MLPs, each of inner `width`; a softmax router picks `top_k` of them for a token.
 
     is_normalized: the weights of the picked ones are scaled to sum to 1 (norm_topk_prob). shared: an MLP that every
-    token passes, too; has_shared_gate: weighed by a sigmoid of the token.
+    token passes, too; has_shared_gate: weighed by a sigmoid of the token. has_bias: of the router and of every expert.
     """
 
     n_experts: int
@@ -133,6 +135,7 @@ class ExpertsSpec:
     activation: Activation = Activation.SILU
     shared: DenseSpec | None = None
     has_shared_gate: bool = False
+    has_bias: bool = False
 
 
 MlpSpec = DenseSpec | ExpertsSpec

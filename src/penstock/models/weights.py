@@ -147,11 +147,12 @@ class _Source:
 
 def _load(parameter: Parameter, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Tensor:
     first = parameter.parts[0]
-    if first.shape == parameter.shape and device.type == "cpu":
+    if first.shape == parameter.shape and not first.is_transposed and device.type == "cpu":
         view = checkpoint.view(first, dtype)
         if view is not None:
             return view
     tensor = torch.empty(parameter.shape, dtype=dtype, device=device)
     for part in parameter.parts:
-        checkpoint.copy(part, tensor[part.index])
+        into = tensor[part.index]
+        checkpoint.copy(part, into.transpose(-1, -2) if part.is_transposed else into)
     return tensor

@@ -10,3 +10,4 @@ class Activation(Enum):
 
     SILU = "silu"
     GELU_TANH = "gelu_pytorch_tanh"
+    CLAMPED_SWIGLU = "clamped_swiglu"  # no configuration names it: GPT-OSS says silu

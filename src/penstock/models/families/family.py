@@ -47,6 +47,7 @@ class WeightNames:
     )
     q_norm: str = "model.layers.{layer}.self_attn.q_norm"
     k_norm: str = "model.layers.{layer}.self_attn.k_norm"
+    sinks: str = "model.layers.{layer}.self_attn.sinks"
     attention_out: str = "model.layers.{layer}.self_attn.o_proj"
     attention_post_norm: str = "model.layers.{layer}.post_attention_layernorm"  # where norms stand behind
     mlp_norm: str = "model.layers.{layer}.post_attention_layernorm"
@@ -65,6 +66,8 @@ class WeightNames:
     )
     shared_down: str = "model.layers.{layer}.mlp.shared_expert.down_proj"
     shared_gate: str = "model.layers.{layer}.mlp.shared_expert_gate"
+    stacked_gate_up: str | None = None  # one transposed tensor for all experts, instead of one of each
+    stacked_down: str | None = None
     ignored: tuple[str, ...] = (".rotary_emb.inv_freq",)
 
 
@@ -173,9 +176,12 @@ def read_model(
     config: ConfigFile, architecture: str, layers: tuple[LayerSpec, ...], *, is_tied_by_default: bool = False
 ) -> ModelSpec:
     """What is common to all decoders, around the layers."""
-    if config.section("quantization_config", "compression_config") is not None:
+    quantization = config.section("quantization_config", "compression_config")
+    if quantization is not None:
+        method = short(quantization.values.get("quant_method"))
         raise UnsupportedModel(
-            f"{config.source}: quantization_config asks for quantized weights; supported: {', '.join(DTYPES)}"
+            f"{config.source}: quantization_config asks for quantized weights ({method}); "
+            f"supported: {', '.join(DTYPES)}"
         )
     return ModelSpec(
         architecture=architecture,

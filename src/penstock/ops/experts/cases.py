@@ -28,3 +28,7 @@ def cases(device: str) -> Iterator[Case]:
             for activation in Activation:
                 case = f"{tokens} tokens, {top_k} of {n_experts} {dtype}, {activation.value}"
                 yield Case(case, (x, gate_up, down, weights, chosen, activation), atol)
+            gate_up_bias = random_normal(generator, n_experts, 2 * width, dtype=dtype, device=device)
+            down_bias = random_normal(generator, n_experts, hidden, dtype=dtype, device=device)
+            args = (x, gate_up, down, weights, chosen, Activation.CLAMPED_SWIGLU, gate_up_bias, down_bias)
+            yield Case(f"{tokens} tokens, {top_k} of {n_experts} {dtype}, biased", args, atol)

@@ -20,6 +20,8 @@ def experts(
     weights_TK: Tensor,
     experts_TK: Tensor,
     activation: Activation = Activation.SILU,
+    gate_up_bias_EF: Tensor | None = None,
+    down_bias_ED: Tensor | None = None,
 ) -> Tensor:
     """See `reference.experts`."""
     visits_V = experts_TK.flatten()
@@ -32,7 +34,10 @@ def experts(
         if n_visits == 0:
             continue
         piece = slice(start, start + n_visits)
-        out_VD[piece] = F.linear(gate(F.linear(x_VD[piece], gate_up_EFD[expert])), down_EDF[expert])
+        gate_up_bias = None if gate_up_bias_EF is None else gate_up_bias_EF[expert]
+        down_bias = None if down_bias_ED is None else down_bias_ED[expert]
+        gated = gate(F.linear(x_VD[piece], gate_up_EFD[expert], gate_up_bias))
+        out_VD[piece] = F.linear(gated, down_EDF[expert], down_bias)
         start += n_visits
     out_VD *= weights_TK.flatten().index_select(0, order_V).unsqueeze(1)
     out_TD = torch.zeros_like(x_TD, dtype=torch.float32)
