@@ -108,8 +108,18 @@ def diagram(table: Mapping[StateT, frozenset[StateT]]) -> str:
     return "\n".join([*lines, "```"])
 
 
+def models_markdown() -> str:
+    """The table of docs/models.md."""
+    from penstock.models.families import FAMILIES  # needs torch, which nothing else here does
+
+    lines = ["| architecture | models | limits |", "| --- | --- | --- |"]
+    lines += [f"| `{name}` | {family.models} | {family.limits} |" for name, family in sorted(FAMILIES.items())]
+    return "\n".join(lines)
+
+
 GENERATED: Mapping[str, Callable[[], str]] = {
     "policies": policies_markdown,
+    "models": models_markdown,
     "sequence-states": lambda: diagram(SEQUENCE_NEXT),
     "block-states": lambda: diagram(BLOCK_NEXT),
 }

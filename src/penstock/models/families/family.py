@@ -73,8 +73,13 @@ class WeightNames:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
-    """read_config: a configuration and its architecture's name -> spec."""
+    """read_config: a configuration and its architecture's name -> spec.
 
+    models, limits: for docs/models.md, the published models that it reads, and what it refuses.
+    """
+
+    models: str
+    limits: str = "none known"
     read_config: Callable[[ConfigFile, str], ModelSpec]
     names: WeightNames = field(default_factory=WeightNames)
 

@@ -23,4 +23,8 @@ def read_config(config: ConfigFile, architecture: str) -> ModelSpec:
     return read_gemma_model(config, architecture, (layer,) * count_layers(config))
 
 
-FAMILY = Family(read_config=read_config)
+FAMILY = Family(
+    models="Gemma 1",
+    limits="no `use_bidirectional_attention`",
+    read_config=read_config,
+)

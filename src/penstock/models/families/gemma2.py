@@ -46,4 +46,9 @@ def read_config(config: ConfigFile, architecture: str) -> ModelSpec:
 
 
 NAMES = WeightNames(mlp_norm="model.layers.{layer}.pre_feedforward_layernorm")
-FAMILY = Family(read_config=read_config, names=NAMES)
+FAMILY = Family(
+    models="Gemma 2",
+    limits="no `use_bidirectional_attention`",
+    read_config=read_config,
+    names=NAMES,
+)

@@ -43,4 +43,9 @@ def read_config(config: ConfigFile, architecture: str) -> ModelSpec:
     return replace(spec, logit_soft_cap=read_cap(config, "final_logit_softcapping", absent=None))
 
 
-FAMILY = Family(read_config=read_config, names=NAMES)
+FAMILY = Family(
+    models="Gemma 3, text only (270M, 1B)",
+    limits="no `Gemma3ForConditionalGeneration`: the larger ones come with a vision tower",
+    read_config=read_config,
+    names=NAMES,
+)

@@ -51,4 +51,9 @@ NAMES = WeightNames(
     stacked_gate_up="model.layers.{layer}.mlp.experts.gate_up_proj",
     stacked_down="model.layers.{layer}.mlp.experts.down_proj",
 )
-FAMILY = Family(read_config=read_config, names=NAMES)
+FAMILY = Family(
+    models="GPT-OSS, converted to plain weights",
+    limits="no mxfp4; the published clamp and gain only",
+    read_config=read_config,
+    names=NAMES,
+)

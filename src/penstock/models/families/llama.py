@@ -12,4 +12,7 @@ def read_config(config: ConfigFile, architecture: str) -> ModelSpec:
     return read_model(config, architecture, (layer,) * count_layers(config))
 
 
-FAMILY = Family(read_config=read_config)
+FAMILY = Family(
+    models="Llama 2, 3, 3.1, 3.2 (text), and models of its shape",
+    read_config=read_config,
+)

@@ -17,4 +17,7 @@ def read_config(config: ConfigFile, architecture: str) -> ModelSpec:
     return read_model(config, architecture, (layer,) * count_layers(config))
 
 
-FAMILY = Family(read_config=read_config)
+FAMILY = Family(
+    models="Mistral 7B, Nemo, Small (text)",
+    read_config=read_config,
+)

@@ -34,4 +34,8 @@ NAMES = WeightNames(
     ),
     expert_down="model.layers.{layer}.block_sparse_moe.experts.{expert}.w2",
 )
-FAMILY = Family(read_config=read_config, names=NAMES)
+FAMILY = Family(
+    models="Mixtral 8x7B, 8x22B",
+    read_config=read_config,
+    names=NAMES,
+)

@@ -13,4 +13,7 @@ def read_config(config: ConfigFile, architecture: str) -> ModelSpec:
     return read_model(config, architecture, (layer,) * count_layers(config))
 
 
-FAMILY = Family(read_config=read_config)
+FAMILY = Family(
+    models="OLMo 2",
+    read_config=read_config,
+)

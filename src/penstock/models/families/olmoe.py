@@ -16,4 +16,8 @@ def read_config(config: ConfigFile, architecture: str) -> ModelSpec:
     return read_model(config, architecture, (LayerSpec(attention, experts),) * count_layers(config))
 
 
-FAMILY = Family(read_config=read_config)
+FAMILY = Family(
+    models="OLMoE",
+    limits="no `clip_qkv`",
+    read_config=read_config,
+)

@@ -27,4 +27,9 @@ def read_config(config: ConfigFile, architecture: str) -> ModelSpec:
 NAMES = WeightNames(
     qkv=("model.layers.{layer}.self_attn.qkv_proj",), gate_up=("model.layers.{layer}.mlp.gate_up_proj",)
 )
-FAMILY = Family(read_config=read_config, names=NAMES)
+FAMILY = Family(
+    models="Phi-3, Phi-3.5-mini, Phi-4, Phi-4-mini",
+    limits="`longrope` up to the original context, 4096 tokens",
+    read_config=read_config,
+    names=NAMES,
+)

@@ -35,4 +35,7 @@ def read_config(config: ConfigFile, architecture: str) -> ModelSpec:
     return read_model(config, architecture, layers)
 
 
-FAMILY = Family(read_config=read_config)
+FAMILY = Family(
+    models="Qwen 1.5, 2, 2.5 and models distilled into them",
+    read_config=read_config,
+)

@@ -39,4 +39,8 @@ def read_config(config: ConfigFile, architecture: str) -> ModelSpec:
     return read_model(config, architecture, layers)
 
 
-FAMILY = Family(read_config=read_config)
+FAMILY = Family(
+    models="Qwen 1.5 and 2 with experts",
+    limits="no windows",
+    read_config=read_config,
+)

@@ -17,4 +17,7 @@ def read_config(config: ConfigFile, architecture: str) -> ModelSpec:
     return read_model(config, architecture, layers)
 
 
-FAMILY = Family(read_config=read_config)
+FAMILY = Family(
+    models="Qwen 3",
+    read_config=read_config,
+)

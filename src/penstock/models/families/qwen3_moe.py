@@ -16,4 +16,8 @@ def read_config(config: ConfigFile, architecture: str) -> ModelSpec:
     return read_model(config, architecture, layers)
 
 
-FAMILY = Family(read_config=read_config)
+FAMILY = Family(
+    models="Qwen 3 with experts",
+    limits="no windows",
+    read_config=read_config,
+)

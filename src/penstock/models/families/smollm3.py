@@ -50,4 +50,7 @@ def read_config(config: ConfigFile, architecture: str) -> ModelSpec:
     return read_model(config, architecture, layers, is_tied_by_default=True)
 
 
-FAMILY = Family(read_config=read_config)
+FAMILY = Family(
+    models="SmolLM3",
+    read_config=read_config,
+)
