@@ -23,7 +23,7 @@ from tests.models.paged_run import PagedRun
 
 IDS = [5, 3, 90, 17, 44, 2, 8, 61, 33, 20]
 EXTRA = {"llama-linear": {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": LINEAR_ROPE["factor"]}}
-NAMES = ["llama-mha", "llama-linear", "qwen3", "qwen3-biased", "qwen3-moe"]
+NAMES = ["llama-mha", "llama-linear", "mixtral", "qwen2", "qwen3", "qwen3-biased", "qwen3-moe"]
 # transformers starts from a `rope_freqs.weight` of llama.cpp's converter for these parameters
 YARN = {
     "llama.rope.scaling.type": "yarn",
@@ -150,7 +150,7 @@ def test_dtype_auto_is_that_of_most_weights(checkpoint, tmp_path):
             "general.architecture is 'mamba'; supported: llama, qwen2, qwen3, qwen3moe",
         ),
         ({"split.count": 3}, "one of 3 parts.*llama-gguf-split --merge"),
-        ({"llama.expert_count": 8}, "llama with 8 experts; supported: qwen3moe"),
+        ({"qwen3.expert_count": 8}, "qwen3 with 8 experts; supported: llama, qwen3moe"),
         ({"llama.rope.dimension_count": 8}, "partial_rotary_factor is 0.5"),
         ({"llama.rope.scaling.type": "longrope", "llama.rope.scaling.factor": 2.0}, "rope_type is 'longrope'"),
         ({"llama.attention.value_length": 8}, "value_length is 8; supported: 16"),
@@ -161,7 +161,7 @@ def test_what_is_not_supported_is_said(metadata, message, checkpoint, tmp_path, 
     def replace(self, key, value, *rest, **options):
         original(self, key, metadata.get(key, value) if not isinstance(value, list) else value, *rest, **options)
 
-    model, _ = checkpoint("llama-mha")
+    model, _ = checkpoint("qwen3" if "qwen3.expert_count" in metadata else "llama-mha")
     original = gguf.GGUFWriter.add_key_value
     monkeypatch.setattr(gguf.GGUFWriter, "add_key_value", replace)
     head_count = metadata.get("llama.attention.head_count")

@@ -41,6 +41,8 @@ NAMES = WeightNames(
     expert_down="blk.{layer}.ffn_down_exps.{expert}",
     ignored=("rope_freqs.weight",),
 )
+WITH_EXPERTS = ("llama", "qwen3moe")
+MIXTRAL, EXPERTS = "MixtralForCausalLM", "llama.expert_count"
 ROPE_FREQS = "rope_freqs.weight"
 EMBED = "token_embd.weight"
 # Quantized weights name no dtype to compute in. bfloat16 has the range that every supported model was trained with.
@@ -75,7 +77,7 @@ def _translate(file: GgufFile, metadata: ConfigFile, arch: str) -> dict[str, Any
     if embed is None or len(embed.shape) != 2:
         raise CorruptModel(f"{file.path}: there is no matrix {EMBED}")
     values = {
-        "architectures": [ARCHITECTURES[arch]],
+        "architectures": [MIXTRAL if arch == "llama" and metadata.values.get(EXPERTS) else ARCHITECTURES[arch]],
         "vocab_size": embed.shape[0],
         "hidden_size": metadata.integer(f"{arch}.embedding_length"),
         "num_hidden_layers": metadata.integer(f"{arch}.block_count"),
@@ -153,14 +155,15 @@ YARN: Mapping[str, str] = {
 
 def _experts(metadata: ConfigFile, arch: str) -> dict[str, Any]:
     n_experts = metadata.values.get(f"{arch}.expert_count") or None
-    if n_experts is None or arch != "qwen3moe":
-        if n_experts is not None:
-            raise UnsupportedModel(f"{metadata.source}: {arch} with {short(n_experts)} experts; supported: qwen3moe")
+    if n_experts is None:
         return {}
+    if arch not in WITH_EXPERTS:
+        known = ", ".join(WITH_EXPERTS)
+        raise UnsupportedModel(f"{metadata.source}: {arch} with {short(n_experts)} experts; supported: {known}")
     return {
         "num_experts": n_experts,
         "num_experts_per_tok": metadata.integer(f"{arch}.expert_used_count"),
-        "moe_intermediate_size": metadata.integer(f"{arch}.expert_feed_forward_length"),
+        "moe_intermediate_size": metadata.values.get(f"{arch}.expert_feed_forward_length"),
         "norm_topk_prob": metadata.flag(f"{arch}.expert_weights_norm", True),  # llama.cpp never does otherwise
     }
 
