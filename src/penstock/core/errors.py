@@ -23,6 +23,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+MAX_MESSAGE_CHARS = 900
+
 
 class PenstockError(Exception):
     """Root of every error that Penstock raises on purpose."""
@@ -72,9 +74,17 @@ class UnknownName(ConfigError):
 
 
 class ModelError(UserError):
-    """A model directory that cannot be served."""
+    """A model directory that cannot be served.
+
+    The message is one line of printable text, whatever names a damaged or hostile file put into it: it goes to
+    terminals, logs and other processes.
+    """
 
     code = "invalid_model"
+
+    def __init__(self, message: str) -> None:
+        shown = message if len(message) <= MAX_MESSAGE_CHARS else f"{message[:MAX_MESSAGE_CHARS]}..."
+        super().__init__("".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in shown))
 
 
 class ModelNotFound(ModelError):

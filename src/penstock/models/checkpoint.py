@@ -16,6 +16,7 @@ from penstock.models.safetensors_file import SafetensorsFile
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+MAX_NAME_BYTES = 255
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -120,7 +121,9 @@ def _read_index(folder: Path) -> dict[str, TensorFile]:
 
 
 def _open_shard(folder: Path, file_name: str) -> SafetensorsFile:
-    if Path(file_name).name != file_name:  # an index must not lead us out of the folder
+    if (
+        Path(file_name).name != file_name or not file_name.isprintable() or len(file_name.encode()) > MAX_NAME_BYTES
+    ):  # an index must not lead us out of the folder
         raise CorruptModel(f"{folder / INDEX}: {file_name!r} is no plain file name")
     if not (folder / file_name).is_file():
         raise CorruptModel(f"{folder}: {INDEX} names {file_name}, which is missing. Download it again")

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from penstock.core.errors import CorruptModel, ModelNotFound, UnsupportedModel
+from penstock.core.errors import CorruptModel, UnsupportedModel
+from penstock.formats.text_file import read_object
 
 REQUIRED: Any = object()
 MAX_SHOWN_CHARS = 80
+MAX_FLOAT = sys.float_info.max  # a JSON integer may be larger
 
 
 def short(value: Any) -> str:
     """A value that a message can hold, whatever a file made of it."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RecursionError:
+        text = f"a very deep {type(value).__name__}"
     return text if len(text) <= MAX_SHOWN_CHARS else f"{text[:MAX_SHOWN_CHARS]}..."
 
 
 def _is_positive(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= MAX_FLOAT
 
 
 class ConfigFile:
@@ -33,17 +38,7 @@ class ConfigFile:
     @classmethod
     def read(cls, path: Path) -> ConfigFile:
         """Raises ModelNotFound without the file, CorruptModel if it is no JSON object."""
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise ModelNotFound(f"{path} does not exist") from None
-        except OSError as error:
-            raise CorruptModel(f"{path} cannot be read: {error.strerror}") from None
-        except (ValueError, RecursionError) as error:
-            raise CorruptModel(f"{path} is no valid JSON: {error}") from None
-        if not isinstance(values, dict):
-            raise CorruptModel(f"{path} holds a JSON {type(values).__name__}, expected an object")
-        return cls(values, str(path))
+        return cls(read_object(path), str(path))
 
     def is_null(self, key: str) -> bool:
         """The key is there and null, where that means something else than its absence."""
@@ -82,12 +77,12 @@ class ConfigFile:
         return value
 
     def integers(self, key: str, default: Any = REQUIRED) -> Any:
-        """A tuple of ints of at least 0; one int stands for a list of one."""
+        """A tuple of ints from 0 to 2**31 - 1; one int stands for a list of one."""
         key, value = self._find((key,), default)
         if value is default:
             return default
         listed = value if isinstance(value, list) else [value]
-        if not all(isinstance(item, int) and not isinstance(item, bool) and item >= 0 for item in listed):
+        if not all(isinstance(item, int) and not isinstance(item, bool) and 0 <= item < 2**31 for item in listed):
             raise self.wrong(key, "a number from 0 on, or a list of them")
         return tuple(listed)
 

@@ -53,7 +53,9 @@ def read_rope_section(
     for source in (config, section):
         if partial_factor is None and source is not None:
             source.require("partial_rotary_factor", 1.0, default=1.0)
-    dim = head_dim if partial_factor is None else int(head_dim * partial_factor)
+    dim = head_dim if partial_factor is None else int(min(head_dim * partial_factor, head_dim + 2))
+    if head_dim % 2:
+        raise CorruptModel(f"{config.source}: heads have {head_dim} features, which cannot rotate in pairs")
     if dim % 2 or not 0 < dim <= head_dim:
         raise CorruptModel(
             f"{config.source}: partial_rotary_factor {partial_factor} rotates {dim} of {head_dim} features"
@@ -141,8 +143,14 @@ class Rotation:
 
     @classmethod
     def of(cls, spec: RopeSpec, device: torch.device) -> Rotation:
+        """Raises CorruptModel for parameters that make no frequencies."""
         exponents_R = torch.arange(0, spec.dim, 2, dtype=torch.float32) / spec.dim
-        inv_freq_R, attention_factor = _scale(1.0 / spec.theta**exponents_R, spec)
+        try:
+            inv_freq_R, attention_factor = _scale(1.0 / spec.theta**exponents_R, spec)
+        except (ArithmeticError, ValueError):  # a logarithm of 0, a division by 0
+            inv_freq_R, attention_factor = torch.full((1,), math.nan), 1.0
+        if not (inv_freq_R.isfinite().all() and math.isfinite(attention_factor)):
+            raise CorruptModel(f"these rotary positions have no finite frequencies: {spec}. Check the configuration")
         return cls(inv_freq_R.to(device), attention_factor)
 
     def angles(self, positions_T: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from penstock.core.errors import CorruptModel, UnsupportedModel
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-MAX_HEADER_BYTES = 100_000_000  # the limit of the format's own reader
+MAX_HEADER_BYTES = 1 << 25  # a fifth of a million tensors; parsed, a header may take twenty times its size
 PREFIX_BYTES = 8
 
 
@@ -103,7 +103,17 @@ class SafetensorsFile:
         if not isinstance(header, dict):
             raise self._corrupt("its header is no JSON object")
         header.pop("__metadata__", None)
-        return {name: self._read_entry(name, record, data_start, size_bytes) for name, record in header.items()}
+        entries = {name: self._read_entry(name, record, data_start, size_bytes) for name, record in header.items()}
+        self._refuse_overlaps(entries)
+        return entries
+
+    def _refuse_overlaps(self, entries: dict[str, Entry]) -> None:
+        """So that what is loaded is never much larger than the file, whatever its header says."""
+        end = 0
+        for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)):
+            if entry.start < end and entry.start < entry.stop:
+                raise self._corrupt(f"tensor {name} shares bytes with another")
+            end = max(end, entry.stop)
 
     def _read_entry(self, name: str, record: Any, data_start: int, size_bytes: int) -> Entry:
         match record:

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from penstock.core.errors import ModelNotFound, UnknownName
+from penstock.core.errors import CorruptModel, ModelNotFound, UnknownName
 from penstock.formats.gguf import GgufFile
 from penstock.models.checkpoint import Checkpoint
 from penstock.models.config_file import ConfigFile
@@ -26,7 +26,7 @@ from penstock.models.families.family import WeightNames
 from penstock.models.gguf import config as gguf
 from penstock.models.gguf.tensors import GgufTensors
 from penstock.models.parameters import Parameter, parameters_of
-from penstock.models.spec import ModelSpec
+from penstock.models.spec import ExpertsSpec, ModelSpec
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +34,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 LOAD_FORMATS = ("auto", "dummy")
 DUMMY_STD = 0.02  # what the models of the table are initialized with
 DUMMY_SEED = 0
+MAX_EXPERTS = 1 << 17  # of all layers together; the largest models have 25,000
 
 
 def load_model(
@@ -108,6 +109,13 @@ def make_dummy(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> dic
     return tensors
 
 
+def _refuse_countless(spec: ModelSpec, path: Path) -> None:
+    """A damaged configuration must not make us list billions of tensors before we miss the first."""
+    n_experts = sum(layer.mlp.n_experts for layer in spec.layers if isinstance(layer.mlp, ExpertsSpec))
+    if n_experts > MAX_EXPERTS:
+        raise CorruptModel(f"{path}: its configuration asks for {n_experts} experts, more than {MAX_EXPERTS}")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Source:
     """A model that was described, and how to get at its tensors."""
@@ -135,12 +143,14 @@ class _Source:
         if generation_path.exists():
             more = ConfigFile.read(generation_path).integers("eos_token_id", ())
             spec = dataclasses.replace(spec, stop_token_ids=spec.stop_token_ids | frozenset(more))
+        _refuse_countless(spec, folder)
         return cls(spec=spec, names=family.names, open=lambda: Checkpoint.open(folder))
 
     @classmethod
     def of_gguf(cls, path: Path) -> _Source:
         file = GgufFile(path)
         spec = gguf.read_gguf_spec(file)
+        _refuse_countless(spec, path)
         tensors = GgufTensors(file, gguf.paired_heads(file, spec))
         return cls(spec=spec, names=gguf.NAMES, open=lambda: Checkpoint.of(tensors, "its metadata"))
 

@@ -14,6 +14,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from penstock.core.errors import CorruptModel, UnsupportedModel
 from penstock.formats.gguf import GgufFile
 from penstock.formats.gguf_vocab import CONTROL, UNUSED, USER_DEFINED, GgufVocab, strings
+from penstock.text.library import faults_of, probe
 
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
@@ -44,6 +45,13 @@ def build_backend(file: GgufFile, vocab: GgufVocab) -> Tokenizer:
     ids = {token: at for at, token in enumerate(vocab.tokens) if vocab.kinds[at] != UNUSED}
     if len(ids) + vocab.kinds.count(UNUSED) != len(vocab.tokens):
         raise CorruptModel(f"{file.path}: its vocabulary holds the same token twice")
+    with faults_of(file.path):
+        backend = _assemble(file, vocab, ids, cut)
+        probe(backend)
+    return backend
+
+
+def _assemble(file: GgufFile, vocab: GgufVocab, ids: dict[str, int], cut: Cut) -> Tokenizer:
     backend = Tokenizer(_model(file, ids, cut))
     if cut.is_composed:
         backend.normalizer = normalizers.NFC()

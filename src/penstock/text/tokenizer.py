@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +13,12 @@ import tokenizers
 from penstock.core.errors import CorruptModel, InvalidRequest, ModelNotFound
 from penstock.formats.gguf import GgufFile
 from penstock.formats.gguf_vocab import GgufVocab
+from penstock.formats.text_file import check_size, read_object, read_text
 from penstock.text.gguf_tokenizer import build_backend
 from penstock.text.joiner import make_scheme
+from penstock.text.library import faults_of, probe
 
+MAX_TOKENIZER_BYTES = 1 << 28  # real ones reach 35 MB
 SPECIAL_ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
@@ -41,8 +43,6 @@ class Tokenizer:
         special: SpecialTokens | None = None,
         chat_template: str | None = None,
     ) -> None:
-        backend.no_truncation()  # some files carry the settings of a training run
-        backend.no_padding()
         self.special = special or SpecialTokens()
         self.chat_template = chat_template
         self.scheme = make_scheme(backend)
@@ -145,27 +145,18 @@ def check_text(text: str, param: str = "prompt") -> None:
 
 
 def _read_backend(file: Path) -> tokenizers.Tokenizer:
-    try:
-        return tokenizers.Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises no narrower class for a faulty file
-        raise CorruptModel(f"{file} is not a tokenizer: {_one_line(error)}. Fetch the model again.") from error
+    check_size(file, MAX_TOKENIZER_BYTES)
+    with faults_of(file):
+        backend = tokenizers.Tokenizer.from_file(str(file))
+        backend.no_truncation()  # some files carry the settings of a training run
+        backend.no_padding()
+        probe(backend)
+    return backend
 
 
 def _read_json(file: Path) -> dict[str, Any]:
     """The object in a JSON file; empty if there is no such file."""
-    if not file.is_file():
-        return {}
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CorruptModel(f"{file} is not JSON: {_one_line(error)}. Fetch the model again.") from error
-    if not isinstance(value, dict):
-        raise CorruptModel(f"{file} holds a {type(value).__name__} where an object belongs. Fetch the model again.")
-    return value
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]
+    return read_object(file) if file.exists() else {}
 
 
 def _special_tokens(backend: tokenizers.Tokenizer, folder: Path, config: dict[str, Any]) -> SpecialTokens:
@@ -188,7 +179,7 @@ def _content(token: object, role: str, folder: Path) -> str | None:
 def _eos_ids(config: dict[str, Any], folder: Path) -> set[int]:
     value = config.get("eos_token_id")
     ids = value if isinstance(value, list) else [] if value is None else [value]
-    if not all(type(i) is int and i >= 0 for i in ids):
+    if not all(type(i) is int and 0 <= i < 2**31 for i in ids):
         raise CorruptModel(f"eos_token_id in {folder / 'generation_config.json'} is not a token id or a list of them.")
     return set(ids)
 
@@ -197,10 +188,7 @@ def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
     """The model's chat template: a file of its own wins; of several named ones, the one called `default`."""
     file = folder / "chat_template.jinja"
     if file.is_file():
-        try:
-            return file.read_text(encoding="utf-8")
-        except ValueError as error:
-            raise CorruptModel(f"{file} is not UTF-8 text. Fetch the model again.") from error
+        return read_text(file)
     template = config.get("chat_template")
     if isinstance(template, list):
         named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}

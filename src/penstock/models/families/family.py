@@ -137,7 +137,7 @@ def read_layer_types(config: ConfigFile, default: Callable[[int], bool]) -> tupl
     if not isinstance(listed, list) or len(listed) != n_layers:
         raise CorruptModel(f"{config.source}: layer_types is {short(listed)}, expected a list of {n_layers} names")
     for kind in listed:
-        if kind not in LAYER_TYPES:
+        if not isinstance(kind, str) or kind not in LAYER_TYPES:
             raise UnsupportedModel(
                 f"{config.source}: layer_types has {short(kind)}; supported: {', '.join(sorted(LAYER_TYPES))}"
             )
