@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from penstock.core.executor import StateKind
-from penstock.models.weights import load_model
+from penstock.models.facts import model_facts
+from penstock.models.weights import load_model, weight_bytes
 from tests.models.checkpoints import MAKERS, VOCAB_SIZE, expected_logits
 from tests.models.paged_run import PagedRun
 
@@ -127,8 +128,9 @@ def test_half_precision_stays_near_float32(dtype, checkpoint):
 
 def test_facts_say_what_decisions_need(checkpoint, decoder_of):
     decoder = decoder_of("qwen3")
-    facts = decoder.facts("tiny")
-    (state,) = decoder.state_specs(8, torch.bfloat16)
+    size_bytes = weight_bytes(decoder.spec)
+    facts = model_facts(decoder.spec, "tiny", block_tokens=8, kv_dtype=torch.bfloat16, weight_bytes=size_bytes)
+    (state,) = facts.states
     assert (facts.name, facts.n_layers, facts.vocab_size, facts.max_model_tokens) == ("tiny", 4, VOCAB_SIZE, 256)
     assert facts.weight_bytes == 4 * sum(p.numel() for p in checkpoint("qwen3")[0].parameters()) + QK_NORM_ROWS_BYTES
     assert (state.kind, state.layers) == (StateKind.PAGED, (0, 1, 2, 3))

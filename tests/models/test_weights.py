@@ -55,7 +55,7 @@ def test_shards_equal_one_file(name, checkpoint, tmp_path):
 @pytest.mark.parametrize("name", MAKERS)
 def test_memory_is_known_before_it_is_taken(name, checkpoint):
     decoder = load_model(checkpoint(name)[1])
-    assert weight_bytes(decoder.spec) == decoder.facts(name).weight_bytes
+    assert weight_bytes(decoder.spec) == sum(tensor.nbytes for tensor in decoder.tensors.values())
 
 
 def test_dtype_auto_is_that_of_the_configuration(folder):

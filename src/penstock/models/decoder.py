@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F  # noqa: N812, the name that everybody reads
 from torch import Tensor
 
-from penstock.core.executor import ModelFacts, StateKind, StateSpec
 from penstock.models.layers import Layer, Norm, Scope
 from penstock.models.rope import Rotation
 from penstock.models.spec import ModelSpec
@@ -89,32 +88,3 @@ class Decoder:
         logits_NV = F.linear(self._final_norm(x_ND)[0], self._head).float()
         cap = self.spec.logit_soft_cap
         return logits_NV if cap is None else logits_NV.div_(cap).tanh_().mul_(cap)
-
-    def state_specs(self, block_tokens: int, kv_dtype: torch.dtype) -> tuple[StateSpec, ...]:
-        """The state groups of the model: all layers in one paged group."""
-        sizes = {(layer.attention.kv_heads, layer.attention.head_dim) for layer in self.spec.layers}
-        assert len(sizes) == 1, f"layers with states of different shapes need a group each: {sizes}"
-        kv_heads, head_dim = sizes.pop()
-        layer_bytes = 2 * block_tokens * kv_heads * head_dim * kv_dtype.itemsize
-        layers = tuple(range(len(self.spec.layers)))
-        return (
-            StateSpec(
-                name="kv",
-                kind=StateKind.PAGED,
-                layers=layers,
-                block_tokens=block_tokens,
-                block_bytes=layer_bytes * len(layers),
-            ),
-        )
-
-    def facts(self, name: str, block_tokens: int = 16, kv_dtype: torch.dtype | None = None) -> ModelFacts:
-        """What decisions need to know. kv_dtype None: that of the weights."""
-        return ModelFacts(
-            name=name,
-            n_layers=len(self.spec.layers),
-            vocab_size=self.spec.vocab_size,
-            max_model_tokens=self.spec.max_position_tokens,
-            stop_token_ids=self.spec.stop_token_ids,
-            states=self.state_specs(block_tokens, kv_dtype or self.dtype),
-            weight_bytes=sum(tensor.nbytes for tensor in self.tensors.values()),
-        )

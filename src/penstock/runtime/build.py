@@ -57,26 +57,33 @@ def build_executor(
         kv_memory_bytes: None takes a share of what is free.
         max_model_tokens: a limit below that of the model.
         torch_threads: threads of one operation on a CPU; None chooses by the size of the model.
-        on_phase: told what was done and how long it took. on_memory: told the plan before the pool is allocated.
+        on_phase: told what was done and how long it took. on_memory: told the plan before weights and pool take memory.
     Raises: ModelError for the directory; ConfigError for options that do not fit the model or the memory.
     """
     with _phase("import torch", on_phase):
         import torch
 
-        from penstock.models.weights import load_model, read_model_spec, weight_bytes
+        from penstock.models.facts import model_facts
+        from penstock.models.weights import load_model, read_model_spec, resolve_dtype, weight_bytes
         from penstock.runtime.executor import TorchExecutor
     where = _device(device)
     with _phase("read config", on_phase):
         spec = read_model_spec(model_dir)
         _check_options(max_rows, block_tokens, max_model_tokens, spec.max_position_tokens)
-    torch.set_num_threads(torch_threads or useful_threads(weight_bytes(spec, dtype), torch.get_num_threads()))
-    with _phase("load weights", on_phase):
-        decoder = load_model(model_dir, dtype=dtype, device=where, load_format=load_format)
-    facts = decoder.facts(Path(model_dir).resolve().name, block_tokens)
+    facts = model_facts(
+        spec,
+        Path(model_dir).resolve().name,
+        block_tokens=block_tokens,
+        kv_dtype=resolve_dtype(spec, dtype),
+        weight_bytes=weight_bytes(spec, dtype),
+    )
     if max_model_tokens is not None:
         facts = replace(facts, max_model_tokens=max_model_tokens)
     memory = _plan_memory(facts, where, kv_memory_bytes, max_rows)
     on_memory(memory)
+    torch.set_num_threads(torch_threads or useful_threads(facts.weight_bytes, torch.get_num_threads()))
+    with _phase("load weights", on_phase):
+        decoder = load_model(model_dir, dtype=dtype, device=where, load_format=load_format)
     executor = TorchExecutor(decoder, facts, new_pool=_pools_of(decoder, block_tokens), max_rows=max_rows, device=where)
     try:
         with _phase("allocate KV", on_phase):
@@ -155,6 +162,7 @@ def _plan_memory(facts: ModelFacts, device: torch.device, kv_bytes: int | None, 
             free_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     else:
         free_bytes = torch.cuda.mem_get_info(device)[0]
+    free_bytes = max(0, free_bytes - facts.weight_bytes)  # they are loaded next
     default_bytes = default_kv_bytes(free_bytes, is_cpu=device.type == "cpu")
     return plan_memory(
         facts, free_bytes=free_bytes, default_kv_bytes=default_bytes, kv_bytes=kv_bytes, max_rows=max_rows
