@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from penstock.core.errors import Overloaded
+from penstock.core.errors import InvalidRequest, Overloaded
 from penstock.core.request import Request
 from penstock.engine.ledger import Ledger
 
@@ -17,8 +17,16 @@ class QueueLimits:
     max_queued_tokens: int = 4_194_304
 
     def check(self, n_queued: int, queued_tokens: int, request: Request, ledger: Ledger, now_s: float) -> None:
-        """Raise Overloaded, with the time after which to try again, if the request would go over a limit."""
+        """Raise Overloaded, with the time after which to try again, if the request would go over a limit.
+
+        InvalidRequest for one that no empty queue would take: trying again would not help.
+        """
         n = request.sampling.n
+        if n > self.max_queued_requests:
+            raise InvalidRequest(
+                f"n is {n}, and the queue takes {self.max_queued_requests} samples at a time; ask for fewer",
+                param="n",
+            )
         if n_queued + n > self.max_queued_requests:
             raise Overloaded(
                 f"the queue holds {n_queued} of at most {self.max_queued_requests} requests; try again later",
