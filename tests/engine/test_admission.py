@@ -14,6 +14,7 @@ from penstock.core.clock import VirtualClock
 from penstock.core.sequence import SeqState, SequenceView
 from penstock.core.view import Admission, AdmitPolicy, Preemption, PreemptPolicy, View, Yield
 from penstock.engine.loop import Engine, build_engine
+from penstock.engine.scheduler import SEED_STRIDE
 from penstock.policy.presets import TABLES, build_policies
 from tests.engine.oracle import OracleExecutor, continuation, facts
 from tests.engine.test_scheduler import Outcome, request
@@ -61,11 +62,11 @@ class Driver:
         calmly = policies.admit if isinstance(admit, str) else admit
         self.moody = Moody(random.Random(seed + 1), calmly, policies.preempt)
         self.clock = VirtualClock()
-        executor = OracleExecutor(facts=facts(max_model_tokens=64), max_rows=max_rows)
-        executor.allocate((n_blocks,))
+        self.executor = OracleExecutor(facts=facts(max_model_tokens=64), max_rows=max_rows)
+        self.executor.allocate((n_blocks,))
         self.n_blocks = n_blocks
         self.engine: Engine = build_engine(
-            executor, (n_blocks,), replace(policies, admit=self.moody, preempt=self.moody), clock=self.clock,
+            self.executor, (n_blocks,), replace(policies, admit=self.moody, preempt=self.moody), clock=self.clock,
             look_ahead=look_ahead,
         )  # fmt: skip
         self.outcome = Outcome()
@@ -94,11 +95,13 @@ class Driver:
         self.n_added += 1
         self.open.add(made.id)
         self.engine.add(made)
-        if made.sampling.n == 1:
-            self.wanted[made.id, 0] = continuation(prompt, made.sampling.max_tokens or 0)
+        for k in range(made.sampling.n):
+            seed = k * SEED_STRIDE % 2**63
+            self.wanted[made.id, k] = continuation(prompt, made.sampling.max_tokens or 0, seed)
 
     def step(self) -> None:
         self.clock.advance(0.1)
+        self.executor.plans.clear()  # a long run makes many
         for update in self.engine.step():
             self.outcome.note(update)
         self.take()
@@ -106,7 +109,7 @@ class Driver:
     def take(self) -> None:
         self.outcome.take(self.engine)
         self.open = {name for name in self.open if name in self.engine.scheduler.ledger}
-        for key in [key for key in self.outcome.reasons if key in self.wanted]:
+        for key in [key for key in self.wanted if key in self.outcome.reasons]:
             got, wanted = self.outcome.tokens.pop(key), self.wanted.pop(key)
             assert got == wanted[: len(got)]
             assert self.outcome.reasons[key].value == "abort" or got == wanted
