@@ -79,6 +79,13 @@ def test_values_that_no_model_has_are_refused(keys, value, message, folder):
         use_weights(folder)
 
 
+def test_a_longrope_of_one_token_is_refused(tmp_path):
+    folder = save(make_model("phi3-longrope"), tmp_path / "model")
+    change(folder / "config.json", "original_max_position_embeddings", value=1)
+    with pytest.raises(CorruptModel, match="original_max_position_embeddings is 1"):
+        load_model(folder)
+
+
 def test_billions_of_experts_are_refused_before_they_are_listed(tmp_path):
     folder = save(make_model("qwen3-moe"), tmp_path / "model")
     change(folder / "config.json", "num_experts", value=2**31 - 1)

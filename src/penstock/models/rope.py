@@ -106,6 +106,8 @@ def _read_longrope(section: ConfigFile, config: ConfigFile) -> LongRopeScaling:
     original_max_tokens = config.integer("original_max_position_embeddings", default=None)
     if original_max_tokens is None:
         original_max_tokens = _original_max_tokens(section, config)
+    if original_max_tokens < 2:  # its logarithm is divided by
+        raise CorruptModel(f"{section.source}: original_max_position_embeddings is {original_max_tokens}")
     factor = section.number("factor", config.integer("max_position_embeddings") / original_max_tokens)
     attention_factor = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original_max_tokens))
     return LongRopeScaling(
