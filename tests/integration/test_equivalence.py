@@ -22,8 +22,8 @@ from tests.models.checkpoints import VOCAB_SIZE, make_model, save
 
 FAMILIES = ("llama3-gqa", "qwen3", "qwen3-moe-mixed")
 MORE_FAMILIES = (
-    "gemma", "gemma2", "gemma3", "gpt-oss", "mistral", "mixtral", "olmo2", "olmoe", "phi3", "qwen2-windows",
-    "qwen2-moe", "smollm3",
+    "deepseek-v2", "gemma", "gemma2", "gemma3", "gpt-oss", "mistral", "mixtral", "olmo2", "olmoe", "phi3",
+    "qwen2-windows", "qwen2-moe", "smollm3",
 )  # fmt: skip
 MAX_NEW_TOKENS = 14
 CONTEXT = 96

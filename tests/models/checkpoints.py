@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from transformers import (
+    DeepseekV2Config,
+    DeepseekV2ForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
     Gemma3ForCausalLM,
@@ -84,6 +86,13 @@ def _llama(**options: Any) -> PreTrainedModel:
     return LlamaForCausalLM(LlamaConfig(**SHAPE | options))
 
 
+def _deepseek_v2(**options: Any) -> PreTrainedModel:
+    latents = {"q_lora_rank": None, "kv_lora_rank": 24, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 20}
+    experts = {"n_routed_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 24, "n_shared_experts": 2}
+    shape = SHAPE | latents | experts | {"num_key_value_heads": 4, "first_k_dense_replace": 1}
+    return DeepseekV2ForCausalLM(DeepseekV2Config(**shape | options))
+
+
 # Centered norms make all scores steeper: with weights as large as those of the other models, float32 itself is further
 # than 1e-4 from float64, in transformers too.
 GEMMA = {"num_key_value_heads": 2, "head_dim": 24, "initializer_range": 0.1}
@@ -154,6 +163,15 @@ def _qwen3_moe(**options: Any) -> PreTrainedModel:
 
 
 MAKERS: dict[str, Callable[[], PreTrainedModel]] = {
+    "deepseek-v2-lite": lambda: _deepseek_v2(rope_parameters=YARN_ROPE | {"mscale": 0.7, "mscale_all_dim": 0.5}),
+    "deepseek-v2": lambda: _deepseek_v2(
+        q_lora_rank=40,
+        attention_bias=True,
+        topk_method="group_limited_greedy",
+        n_group=4,
+        topk_group=2,
+        routed_scaling_factor=2.5,
+    ),
     "gemma": lambda: _gemma(num_key_value_heads=1),
     "gemma2": lambda: _gemma2(attn_logit_softcapping=3.0, final_logit_softcapping=12.0),
     "gemma2-uncapped": lambda: _gemma2(attn_logit_softcapping=None, final_logit_softcapping=None),

@@ -99,7 +99,7 @@ def test_a_batch_of_decodes_equals_each_alone(name, checkpoint, decoder_of):
 
 
 @pytest.mark.parametrize("cut", range(5))
-@pytest.mark.parametrize("name", ["llama3-gqa", "gemma2", "olmo2", "qwen2-windows", "qwen3-moe-mixed"])
+@pytest.mark.parametrize("name", ["llama3-gqa", "deepseek-v2", "gemma2", "olmo2", "qwen2-windows", "qwen3-moe-mixed"])
 @torch.inference_mode()
 def test_a_pass_cut_between_layers_goes_on_after_others_ran(name, cut, checkpoint, decoder_of):
     decoder = decoder_of(name)

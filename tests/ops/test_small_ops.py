@@ -112,6 +112,13 @@ def test_route_takes_the_likeliest_experts():
     torch.testing.assert_close(route(logits, 2, True)[0], logits[:, [1, 3]].softmax(-1))
 
 
+def test_route_by_groups_takes_experts_of_the_best_groups_only():
+    logits = torch.tensor([[5.0, 0.0, 3.0, 2.9, 4.0, -9.0]])  # groups of two; the best are the first and the last
+    weights, chosen = route(logits, 3, False, 2.0, 3, 2)
+    assert chosen.tolist() == [[0, 4, 1]]
+    torch.testing.assert_close(weights, 2 * logits.softmax(-1)[:, [0, 4, 1]])
+
+
 def test_route_of_half_precision_weighs_in_float32():
     logits = torch.tensor([[3.0, 3.0156, 2.9844, -1.0, 0.5]]).bfloat16()
     weights, chosen = route(logits, 3, True)

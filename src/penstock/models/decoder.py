@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812, the name that everybody reads
 from torch import Tensor
 
-from penstock.models.layers import Layer, Norm, Scope
+from penstock.models.layers import Layer
+from penstock.models.parts import Norm, Scope
 from penstock.models.rope import Rotation
 from penstock.models.spec import ModelSpec
 from penstock.ops.add_sink import add_sink

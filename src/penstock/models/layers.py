@@ -6,7 +6,6 @@ d head dim, K experts per token.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,15 +13,17 @@ import torch
 import torch.nn.functional as F  # noqa: N812, the name that everybody reads
 from torch import Tensor
 
+from penstock.models.latent import LatentAttention
+from penstock.models.parts import Angles, Norm, Scope
 from penstock.models.spec import (
     AttentionSpec,
     DenseSpec,
     ExpertsSpec,
+    LatentAttentionSpec,
     LayerSpec,
     MlpSpec,
     NormSpec,
     QkNorm,
-    RopeSpec,
 )
 from penstock.ops.activation import Activation
 from penstock.ops.add_sink import add_sink
@@ -30,40 +31,9 @@ from penstock.ops.batch import SegmentBatch
 from penstock.ops.experts import experts
 from penstock.ops.gated import GATED
 from penstock.ops.paged_attention import paged_attention
-from penstock.ops.rms_norm import rms_norm
 from penstock.ops.rope import rope
 from penstock.ops.route import route
 from penstock.ops.write_kv import write_kv
-
-Angles = Mapping[RopeSpec, tuple[Tensor, Tensor]]
-
-
-@dataclass(frozen=True, slots=True)
-class Scope:
-    """The tensors whose names start with `prefix`."""
-
-    tensors: Mapping[str, Tensor]
-    prefix: str
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self.tensors[f"{self.prefix}.{name}"]
-
-    def get(self, name: str) -> Tensor | None:
-        return self.tensors.get(f"{self.prefix}.{name}")
-
-    def within(self, name: str) -> Scope:
-        return Scope(self.tensors, f"{self.prefix}.{name}")
-
-
-@dataclass(frozen=True, slots=True)
-class Norm:
-    """An RMS norm that adds a residual first, if there is one: (normed, total)."""
-
-    weight: Tensor
-    spec: NormSpec
-
-    def __call__(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return rms_norm(x, self.weight, self.spec.eps, residual, self.spec.is_centered)
 
 
 class _Mixer(Protocol):
@@ -92,7 +62,7 @@ class Layer:
 
         return cls(
             input_norm=norm_of("input_norm", layer.norms.has_before),
-            attention=_Attention.of(layer.attention, norm, scope.within("attention")),
+            attention=_mixer(layer.attention, norm, scope.within("attention")),
             attention_post_norm=norm_of("attention_post_norm", layer.norms.has_behind),
             mlp_norm=norm_of("mlp_norm", layer.norms.has_before),
             mlp=_mlp(layer.mlp, scope.within("mlp")),
@@ -227,7 +197,7 @@ class _Experts:
     def __call__(self, x_TD: Tensor) -> Tensor:
         spec = self.spec
         logits_TE = F.linear(x_TD, self.router, self.router_bias)
-        chosen = route(logits_TE, spec.top_k, spec.is_normalized)
+        chosen = route(logits_TE, spec.top_k, spec.is_normalized, spec.routed_scale, spec.n_groups, spec.top_groups)
         routed_TD = experts(x_TD, self.gate_up, self.down, *chosen, spec.activation, self.gate_up_bias, self.down_bias)
         if self.shared is None:
             return routed_TD
@@ -235,6 +205,14 @@ class _Experts:
         if self.shared_gate is not None:
             shared_TD = torch.sigmoid(F.linear(x_TD, self.shared_gate)) * shared_TD
         return routed_TD + shared_TD
+
+
+def _mixer(spec: AttentionSpec | LatentAttentionSpec, norm: NormSpec, scope: Scope) -> _Mixer:
+    match spec:
+        case AttentionSpec():
+            return _Attention.of(spec, norm, scope)
+        case LatentAttentionSpec():
+            return LatentAttention.of(spec, scope)
 
 
 def _mlp(spec: MlpSpec, scope: Scope) -> _Mlp:

@@ -10,7 +10,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from penstock.models.families.family import WeightNames
-from penstock.models.spec import AttentionSpec, DenseSpec, ExpertsSpec, LayerSpec, ModelSpec, QkNorm
+from penstock.models.spec import (
+    AttentionSpec,
+    DenseSpec,
+    ExpertsSpec,
+    LatentAttentionSpec,
+    LayerSpec,
+    ModelSpec,
+    QkNorm,
+)
 
 Index = tuple[int | slice, ...]
 
@@ -56,7 +64,11 @@ def _layer(layer: LayerSpec, hidden: int, names: WeightNames, index: int) -> Ite
     prefix = f"layers.{index}"
     if layer.norms.has_before:
         yield _whole(f"{prefix}.input_norm", names.input_norm.format(layer=index), (hidden,))
-    yield from _attention(f"{prefix}.attention", layer.attention, hidden, names, index)
+    match layer.attention:
+        case AttentionSpec():
+            yield from _attention(f"{prefix}.attention", layer.attention, hidden, names, index)
+        case LatentAttentionSpec():
+            yield from _latent_attention(f"{prefix}.attention", layer.attention, hidden, names, index)
     if layer.norms.has_behind:
         yield _whole(f"{prefix}.attention_post_norm", names.attention_post_norm.format(layer=index), (hidden,))
     if layer.norms.has_before:
@@ -84,6 +96,28 @@ def _attention(prefix: str, spec: AttentionSpec, hidden: int, names: WeightNames
     yield _whole(f"{prefix}.out", out, (hidden, q_rows))
     if spec.has_out_bias:
         yield _whole(f"{prefix}.out_bias", out, (hidden,), kind="bias")
+
+
+def _latent_attention(
+    prefix: str, spec: LatentAttentionSpec, hidden: int, names: WeightNames, layer: int
+) -> Iterator[Parameter]:
+    def linear(name: str, source: str, rows: int, columns: int, has_bias: bool) -> Iterator[Parameter]:
+        source = source.format(layer=layer)
+        yield _whole(f"{prefix}.{name}", source, (rows, columns))
+        if has_bias:
+            yield _whole(f"{prefix}.{name}_bias", source, (rows,), kind="bias")
+
+    q_rows = spec.q_heads * (spec.nope_dim + spec.rope.dim)
+    if spec.q_rank is None:
+        yield from linear("q", names.qkv[0], q_rows, hidden, has_bias=False)
+    else:
+        yield from linear("q_a", names.q_a, spec.q_rank, hidden, spec.has_bias)
+        yield _whole(f"{prefix}.q_a_norm", names.q_a_norm.format(layer=layer), (spec.q_rank,))
+        yield from linear("q", names.q_b, q_rows, spec.q_rank, has_bias=False)
+    yield from linear("kv_a", names.kv_a, spec.kv_rank + spec.rope.dim, hidden, spec.has_bias)
+    yield _whole(f"{prefix}.kv_a_norm", names.kv_a_norm.format(layer=layer), (spec.kv_rank,))
+    yield from linear("kv_b", names.kv_b, spec.q_heads * (spec.nope_dim + spec.v_dim), spec.kv_rank, has_bias=False)
+    yield from linear("out", names.attention_out, hidden, spec.q_heads * spec.v_dim, spec.has_bias)
 
 
 def _qk_norm(prefix: str, spec: AttentionSpec, q_name: str, k_name: str) -> Iterator[Parameter]:

@@ -89,9 +89,9 @@ def _read_yarn(section: ConfigFile, config: ConfigFile) -> YarnScaling:
     factor = section.number("factor")
     mscale, mscale_all = section.number("mscale", None), section.number("mscale_all_dim", None)
     if mscale is None or mscale_all is None:
-        attention_factor = _yarn_mscale(factor, 1.0)
+        attention_factor = yarn_mscale(factor, 1.0)
     else:
-        attention_factor = _yarn_mscale(factor, mscale) / _yarn_mscale(factor, mscale_all)
+        attention_factor = yarn_mscale(factor, mscale) / yarn_mscale(factor, mscale_all)
     return YarnScaling(
         factor=factor,
         original_max_tokens=_original_max_tokens(section, config),
@@ -122,7 +122,8 @@ def _original_max_tokens(section: ConfigFile, config: ConfigFile) -> int:
     return found
 
 
-def _yarn_mscale(factor: float, mscale: float) -> float:
+def yarn_mscale(factor: float, mscale: float) -> float:
+    """How much yarn sharpens scores, which a longer context flattens."""
     return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
 
 

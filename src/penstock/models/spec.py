@@ -112,6 +112,34 @@ class AttentionSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LatentAttentionSpec:
+    """Attention over latents that all heads share (MLA, see `models/latent.py`).
+
+    q_rank None: queries come straight from the hidden state. nope_dim: unrotated features of a head, beside those that
+    `rope` rotates. norm: of the latents. has_bias: of the first projections and of the last.
+    """
+
+    q_heads: int
+    q_rank: int | None
+    kv_rank: int
+    nope_dim: int
+    v_dim: int
+    rope: RopeSpec
+    scale: float
+    norm: NormSpec
+    has_bias: bool = False
+
+    @property
+    def kv_heads(self) -> int:
+        return 1
+
+    @property
+    def head_dim(self) -> int:
+        """Of what the pool holds: a latent and the rotated part of the key."""
+        return self.kv_rank + self.rope.dim
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DenseSpec:
     """A gated MLP of inner `width`."""
 
@@ -126,6 +154,7 @@ class ExpertsSpec:
 
     is_normalized: the weights of the picked ones are scaled to sum to 1 (norm_topk_prob). shared: an MLP that every
     token passes, too; has_shared_gate: weighed by a sigmoid of the token. has_bias: of the router and of every expert.
+    routed_scale, n_groups, top_groups: see `penstock.ops.route`.
     """
 
     n_experts: int
@@ -136,6 +165,9 @@ class ExpertsSpec:
     shared: DenseSpec | None = None
     has_shared_gate: bool = False
     has_bias: bool = False
+    routed_scale: float = 1.0
+    n_groups: int = 1
+    top_groups: int = 1
 
 
 MlpSpec = DenseSpec | ExpertsSpec
@@ -161,7 +193,7 @@ class NormPlace(Enum):
 class LayerSpec:
     """One decoder layer: attention, then MLP, each added to the residual stream, with norms where `norms` says."""
 
-    attention: AttentionSpec
+    attention: AttentionSpec | LatentAttentionSpec
     mlp: MlpSpec
     norms: NormPlace = NormPlace.BEFORE
 

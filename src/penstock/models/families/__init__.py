@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from penstock.core.errors import CorruptModel, UnsupportedModel
 from penstock.models.config_file import ConfigFile, short
 from penstock.models.families import (
+    deepseek_v2,
     gemma,
     gemma2,
     gemma3,
@@ -26,6 +27,7 @@ from penstock.models.families import (
 from penstock.models.families.family import Family
 
 FAMILIES: Mapping[str, Family] = {
+    "DeepseekV2ForCausalLM": deepseek_v2.FAMILY,
     "Gemma2ForCausalLM": gemma2.FAMILY,
     "Gemma3ForCausalLM": gemma3.FAMILY,
     "GemmaForCausalLM": gemma.FAMILY,

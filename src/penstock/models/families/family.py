@@ -47,6 +47,12 @@ class WeightNames:
     )
     q_norm: str = "model.layers.{layer}.self_attn.q_norm"
     k_norm: str = "model.layers.{layer}.self_attn.k_norm"
+    q_a: str = "model.layers.{layer}.self_attn.q_a_proj"
+    q_a_norm: str = "model.layers.{layer}.self_attn.q_a_layernorm"
+    q_b: str = "model.layers.{layer}.self_attn.q_b_proj"
+    kv_a: str = "model.layers.{layer}.self_attn.kv_a_proj_with_mqa"
+    kv_a_norm: str = "model.layers.{layer}.self_attn.kv_a_layernorm"
+    kv_b: str = "model.layers.{layer}.self_attn.kv_b_proj"
     sinks: str = "model.layers.{layer}.self_attn.sinks"
     attention_out: str = "model.layers.{layer}.self_attn.o_proj"
     attention_post_norm: str = "model.layers.{layer}.post_attention_layernorm"  # where norms stand behind

@@ -15,3 +15,5 @@ def cases(device: str) -> Iterator[Case]:
         logits = random_normal(generator, tokens, n_experts, dtype=torch.float32, device=device)
         for is_normalized in (False, True):
             yield Case(f"{top_k} of {n_experts}, normalized {is_normalized}", (logits, top_k, is_normalized), 1e-6)
+        if n_experts % 4 == 0:
+            yield Case(f"{top_k} of {n_experts}, in 2 of 4 groups", (logits, top_k, False, 2.5, 4, 2), 1e-5)
