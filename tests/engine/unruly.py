@@ -13,6 +13,9 @@ from penstock.engine.loop import Engine
 from penstock.engine.messages import Update
 
 
+CALM_AFTER_S = 300.0
+
+
 class Outcome:
     """What a front end would have put together from the updates."""
 
@@ -68,13 +71,16 @@ class RandomLayers:
 
 @dataclass(frozen=True)
 class Restless:
-    """Pauses or preempts of free will, now and then, but never the oldest."""
+    """Pauses or preempts of free will, now and then, but never the oldest, and not for ever.
+
+    Where a prompt gets one token a step and all is lost every other step, nothing would come to an end.
+    """
 
     every: int
 
     def choose(self, view: View) -> Sequence[Preemption]:
         running = [seq for seq in view.running if seq.state.value == "running"]
-        if len(running) < 2 or int(view.now_s) % self.every:
+        if len(running) < 2 or int(view.now_s) % self.every or view.now_s > CALM_AFTER_S:
             return ()
         how = Yield.PAUSE if int(view.now_s) % (2 * self.every) else Yield.RECOMPUTE
         return (Preemption(max(running, key=lambda seq: (seq.arrival_s, seq.id)).row or 0, how),)
