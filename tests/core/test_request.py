@@ -28,6 +28,30 @@ nan, inf = float("nan"), float("inf")
         ("stop_token_ids", [(), (0, 2**31 - 1)], [(-1,), (2**31,), (1,) * 1025]),
         ("logprobs", [None, 0, 20], [-1, 21]),
         ("prompt_logprobs", [None, 0, 20], [-1, 21]),
+        ("presence_penalty", [0, -2.0, 2.0], [-2.1, 2.1, nan, inf]),
+        ("frequency_penalty", [0, -2.0, 2.0], [-2.1, 2.1, nan, inf]),
+        ("repetition_penalty", [1, 0.01, 100.0], [0, -1.0, 0.001, 101, nan, inf]),
+        (
+            "logit_bias",
+            [(), ((0, -100.0), (5, 100.0)), tuple((t, 1.0) for t in range(1024))],
+            [((-1, 1.0),), ((2**31, 1.0),), ((1, 101.0),), ((1, nan),), ((1, 1.0), (1, 2.0)), {"5": 1.0}, "x"],
+        ),
+        ("logit_bias", [], [tuple((t, 1.0) for t in range(1025))]),
+        (
+            "allowed_token_ids",
+            [None, (0, 2**31 - 1), (1,) * 2**18],
+            [(), (-1,), (2**31,), (1.0,), ("a",), (1,) * (2**18 + 1)],
+        ),
+        (
+            "bad_words",
+            [(), ("x",) * 256, ("x" * 256,)],
+            [("x",) * 257, ("",), (" ",), ("x" * 257,), ("\ud800",), "x"],
+        ),
+        (
+            "bad_word_ids",
+            [(), ((1,), (1, 2)), ((0,) * 32,), ((1,),) * 512],
+            [((),), ((0,) * 33,), ((-1,),), ((2**31,),), ((1,),) * 513],
+        ),
     ],
 )
 def test_sampling_values_are_taken_or_refused_by_name(field, good, bad):
@@ -38,6 +62,20 @@ def test_sampling_values_are_taken_or_refused_by_name(field, good, bad):
             SamplingParams(**{field: value})
         assert wrong.value.param == field
         assert "\n" not in str(wrong.value)
+
+
+def test_lists_mappings_and_none_are_taken_as_people_write_them():
+    written = SamplingParams(
+        stop=["a"], stop_token_ids=[1], logit_bias={7: 1, 3: -2.5}, allowed_token_ids=[3, 4], bad_words=["b"],
+        bad_word_ids=[[1, 2]],
+    )  # fmt: skip
+    plain = SamplingParams(
+        stop=("a",), stop_token_ids=(1,), logit_bias=((3, -2.5), (7, 1.0)), allowed_token_ids=(3, 4), bad_words=("b",),
+        bad_word_ids=((1, 2),),
+    )  # fmt: skip
+    assert written == plain
+    assert hash(written) == hash(plain)
+    assert SamplingParams(stop=None, stop_token_ids=None, logit_bias=None, bad_words=None) == SamplingParams()
 
 
 @pytest.mark.parametrize("field", ["ttft_s", "tpot_s", "deadline_s", "weight"])
@@ -56,11 +94,13 @@ def test_objectives_default_to_no_limit():
 @pytest.mark.parametrize(
     ("field", "good", "bad"),
     [
-        ("id", ["x", "ü\n"], ["", "\ud800"]),
+        ("id", ["x", "ü\n", "x" * 256], ["", "\ud800", "x" * 257]),
+        ("turn", [0, 2**31 - 1], [-1, 2**31]),
+        ("seed", [0, -(2**63), 2**64 - 1], [-(2**63) - 1, 2**64]),
         ("prompt", [[0], [2**31 - 1], (1, 2), array("i", [3])], [[], [2**31], [-(2**31) - 1], ["a"], [1.5], [None]]),
         ("arrival_s", [0.0, -1.0, 1e9], [nan, inf]),
         ("priority", [0, 1 - 2**31, 2**31 - 1], [2**31, -(2**31), 2**70]),
-        ("client", ["", "ü"], ["\udfff"]),
+        ("client", ["", "ü"], ["\udfff", "x" * 257]),
         ("program", [None, "p"], ["\ud800"]),
         ("category", ["", "chat"], ["\ud800"]),
         ("cache_salt", ["", "x" * 128, "ü"], ["x" * 129, "a@b", "a/b", "a\\b", "a\0b", "\ud800"]),
