@@ -18,6 +18,7 @@ from penstock.core.executor import Executor, ModelFacts, StateKind, StepResult, 
 from penstock.core.plan import NO_DECODE, BlockCopy, Chunk, DecodeGroup, Plan, RowBlocks, RowStart
 from penstock.core.request import SamplingParams
 from penstock.ops.sample import sample
+from penstock.runtime.logits import HELD_BACK
 
 
 @dataclass(eq=False)
@@ -258,13 +259,10 @@ class Driver:
 def expected_outputs(model, job: Job) -> list[int]:  # type: ignore[no-untyped-def]
     """What the job should put out: decoded alone, the whole sequence again for every token."""
     asked, tokens = job.sampling, list(job.prompt)
-    stops = set(asked.stop_token_ids) | (set() if asked.ignore_eos else model.facts.stop_token_ids)
     for index in range(job.n_outputs):
-        logits_NV = model.reference(tokens)[-1:].clone()
-        if index < asked.min_tokens:
-            logits_NV[:, [token for token in sorted(stops) if token < model.facts.vocab_size]] = -torch.inf
+        logits_V = model.reference(tokens)[-1]
         token = sample(
-            logits_NV,
+            changed(logits_V, asked, job.prompt, tokens[len(job.prompt) :], model.facts).unsqueeze(0),
             torch.tensor([asked.temperature]),
             torch.tensor([asked.top_k]),
             torch.tensor([asked.top_p]),
@@ -274,3 +272,30 @@ def expected_outputs(model, job: Job) -> list[int]:  # type: ignore[no-untyped-d
         )
         tokens.append(int(token))
     return tokens[len(job.prompt) :]
+
+
+def changed(
+    logits_V: torch.Tensor, asked: SamplingParams, prompt: Sequence[int], outputs: Sequence[int], facts: ModelFacts
+) -> torch.Tensor:
+    """The logits that a token is drawn from, by the definitions: one token after the other."""
+    logits_V = logits_V.clone()
+    if asked.allowed_token_ids is not None:
+        logits_V[sorted(set(range(len(logits_V))) - set(asked.allowed_token_ids))] = -torch.inf
+    for word in asked.bad_word_ids:
+        n_before = len(word) - 1
+        if n_before <= len(outputs) and tuple(outputs[len(outputs) - n_before :]) == word[:-1]:
+            logits_V[word[-1]] += HELD_BACK
+    stops = set(asked.stop_token_ids) | (set() if asked.ignore_eos else facts.stop_token_ids)
+    if len(outputs) < asked.min_tokens:
+        for token in stops & set(range(len(logits_V))):
+            logits_V[token] += HELD_BACK
+    for token, bias in asked.logit_bias:
+        logits_V[token] += bias
+    for token in {*prompt, *outputs}:
+        is_positive = logits_V[token] > 0
+        factor = torch.tensor(asked.repetition_penalty)
+        logits_V[token] = logits_V[token] / factor if is_positive else logits_V[token] * factor
+    for token, count in Counter(outputs).items():
+        logits_V[token] -= torch.tensor(asked.frequency_penalty) * count
+        logits_V[token] -= asked.presence_penalty
+    return logits_V

@@ -19,7 +19,7 @@ from penstock.core.errors import EngineDied
 from penstock.core.executor import StateKind, TokenLogprobs
 from penstock.core.plan import Chunk, DecodeGroup, Plan, RowStart
 from penstock.core.request import SamplingParams
-from penstock.runtime import layout, rows, sampling, step, transfer
+from penstock.runtime import layout, logits, rows, sampling, step, transfer, transforms
 from penstock.runtime.executor import TorchExecutor
 from penstock.runtime.readback import Stopwatch
 
@@ -45,7 +45,8 @@ def greedy(rng: Random) -> SamplingParams:
 
 
 def sampled(rng: Random) -> SamplingParams:
-    """Every filter, and stops that may not come too early."""
+    """Every filter, stops that may not come too early, and everything that changes the logits."""
+    ids = list(range(VOCAB))
     return SamplingParams(
         temperature=rng.choice([0.0, 0.3, 1.0, 5.0]),
         top_k=rng.choice([0, 0, 1, 5]),
@@ -56,7 +57,19 @@ def sampled(rng: Random) -> SamplingParams:
         ignore_eos=rng.random() < 0.5,
         logprobs=rng.choice([None, 0, 3]),
         prompt_logprobs=rng.choice([None, 2]),
+        presence_penalty=rng.choice([0.0, 0.0, 2.0, -0.7]),
+        frequency_penalty=rng.choice([0.0, 0.0, 1.3, -0.4]),
+        repetition_penalty=rng.choice([1.0, 1.0, 2.5, 0.4]),
+        logit_bias=rng.choice([(), tuple((t, rng.uniform(-9, 9)) for t in rng.sample(ids, rng.randint(1, VOCAB)))]),
+        allowed_token_ids=rng.choice([None, None, tuple(rng.choices(ids, k=rng.randint(1, 2 * VOCAB)))]),
+        bad_word_ids=rng.choice([(), tuple(random_words(rng, rng.randint(1, 30)))]),
     )
+
+
+def random_words(rng: Random, n_words: int) -> Iterator[tuple[int, ...]]:
+    """Of a few ids, so that they do come up."""
+    for _ in range(n_words):
+        yield tuple(rng.choices(range(rng.choice([3, VOCAB])), k=rng.choice([1, 2, 2, 3, 5])))
 
 
 def random_jobs(rng: Random, n_jobs: int, params: Callable[[Random], SamplingParams]) -> list[Job]:
@@ -86,6 +99,22 @@ def check(model: ToyDecoder, jobs: list[Job], rng: Random, **driving: Any) -> No
 def test_sequences_put_out_what_each_would_alone(seed, params):
     rng = Random(seed)
     check(ToyDecoder(), random_jobs(rng, rng.randint(1, 8), params), rng, depth=rng.randint(1, 3))
+
+
+@settings(max_examples=8, deadline=None)
+@given(seed=SEEDS)
+def test_long_bad_words_are_seen_however_often_a_sequence_is_stopped(seed):
+    """Outputs of two ids, longer than the ring that remembers them."""
+    rng = Random(seed)
+    jobs = []
+    for _ in range(4):
+        words = tuple(tuple(rng.choices((3, 4), k=rng.choice([4, 5, 7]))) for _ in range(6))
+        cycle = tuple((3, 4, 4)[k % 3] for k in range(32))
+        asked = SamplingParams(
+            temperature=rng.choice([0.0, 1.0]), allowed_token_ids=(3, 4), bad_word_ids=(*words, cycle, cycle[1:])
+        )
+        jobs.append(Job(prompt=[rng.choice((3, 4))] * 3, n_outputs=rng.randint(30, 58), sampling=asked, seed=seed))
+    check(ToyDecoder(), jobs, rng, stop_frac=0.1, n_blocks=80)
 
 
 @pytest.mark.parametrize("n_jobs", [1, 4])
@@ -258,12 +287,15 @@ def test_a_steady_decode_sends_nothing(monkeypatch):
 
     with executing(ToyDecoder()) as executor:
         executor.allocate((4,))
-        hot = SamplingParams(temperature=1.0, top_k=3, min_tokens=5, stop_token_ids=(1,), logprobs=1)
+        hot = SamplingParams(
+            temperature=1.0, top_k=3, min_tokens=5, stop_token_ids=(1,), logprobs=1, frequency_penalty=0.5,
+            logit_bias=((1, 2.0),), allowed_token_ids=(1, 2, 3, 4), bad_word_ids=((3, 4), (2,)),
+        )  # fmt: skip
         for row in range(2):
             executor.collect(executor.submit(prefill(row, start(row, [5, 6], (2 * row, 2 * row + 1), hot))))
         group = DecodeGroup((0, 1), 1)
         executor.collect(executor.submit(Plan(id=3, decode=group)))
-        for module in (layout, rows, sampling, step, transfer):
+        for module in (layout, logits, rows, sampling, step, transfer, transforms):
             for name in ("send", "send_all"):
                 monkeypatch.setattr(module, name, no_send, raising=False)
         for plan_id in (4, 5):

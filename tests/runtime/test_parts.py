@@ -15,8 +15,8 @@ from penstock.core.plan import BlockCopy, Plan, RowBlocks, RowStart
 from penstock.core.request import SamplingParams
 from penstock.runtime.layout import Layout, Stretch, group_runs, stretches
 from penstock.runtime.rows import Int, Rows
-from penstock.runtime.sampling import blocked_ids
 from penstock.runtime.step import independent_copies
+from penstock.runtime.transforms import stop_ids
 
 CPU = torch.device("cpu")
 BLOCK = 4
@@ -130,5 +130,5 @@ def test_stop_ids_outside_the_vocabulary_are_nothing_to_hold_back():
         states=(),
         weight_bytes=0,
     )
-    assert blocked_ids(row_start(0, 1, (), stop_token_ids=(19, 20, 5)), facts) == [2, 5, 19]
-    assert blocked_ids(row_start(0, 1, (), stop_token_ids=(19, 2), ignore_eos=True), facts) == [2, 19]
+    assert stop_ids(row_start(0, 1, (), stop_token_ids=(19, 20, 5)), facts) == [2, 5, 19]
+    assert stop_ids(row_start(0, 1, (), stop_token_ids=(19, 2), ignore_eos=True), facts) == [2, 19]

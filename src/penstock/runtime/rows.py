@@ -41,8 +41,7 @@ class Int(IntEnum):
     TOP_K = 0
     SEED = 1
     PROMPT_TOKENS = 2
-    MIN_TOKENS = 3
-    LOGPROBS = 4  # how many were asked for, plus one; 0: none
+    LOGPROBS = 3  # how many were asked for, plus one; 0: none
 
 
 class BlockTables:
@@ -128,7 +127,6 @@ class Rows:
                     start.sampling.top_k,
                     _signed(start.seed),
                     start.prompt_tokens,
-                    start.sampling.min_tokens,
                     0 if start.sampling.logprobs is None else start.sampling.logprobs + 1,
                 )
                 for start in starts

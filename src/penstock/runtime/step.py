@@ -19,10 +19,12 @@ from penstock.core.plan import BlockCopy, Chunk, DecodeGroup, Plan
 from penstock.ops.batch import SegmentBatch
 from penstock.ops.sample import logprobs
 from penstock.runtime.layout import Layout, group_runs, stretches
+from penstock.runtime.logits import LogitsStage
 from penstock.runtime.readback import LogprobsHost, Readback, Samples, Stopwatch
 from penstock.runtime.rows import Known, Rows
 from penstock.runtime.sampling import Draw
 from penstock.runtime.transfer import Ints, fetch, send, send_all
+from penstock.runtime.transforms import make_logits_stage
 
 HEAD_POSITIONS = 512  # prompt positions whose logits exist at once: bounds memory at 512 * vocabulary * 4 bytes
 
@@ -50,7 +52,8 @@ class Stepper:
         )
         self._pools: tuple[Tensor, ...] = ()
         self._kept: dict[int, tuple[Chunk, Tensor]] = {}
-        self._decoding = _Decoding(self._rows, facts)
+        self._logits = make_logits_stage(facts, max_rows, device)
+        self._decoding = _Decoding(self._rows, self._logits)
 
     def use_pools(self, pools: tuple[Tensor, ...]) -> None:
         """The state of each layer; the block index is the second dimension of every pool."""
@@ -75,6 +78,7 @@ class Stepper:
         for row in plan.ends:
             self._kept.pop(row, None)
         self._rows.apply(plan, known)
+        self._logits.follow(plan, known)
         for copies in independent_copies(plan.copies):
             sources = send(np.array([copy.source for copy in copies]), self._device)
             targets = send(np.array([copy.target for copy in copies]), self._device)
@@ -195,7 +199,7 @@ class Stepper:
         else:
             segments = np.concatenate((np.arange(n_decode), segments))
             tokens_host_N = whole.lens_host_S[segments]
-            draw = Draw(whole.rows_host_S[segments], self._rows, self._facts)
+            draw = Draw(whole.rows_host_S[segments], self._rows, self._logits)
             last_N, tokens_N = send_all((whole.q_starts_host[segments + 1] - 1, tokens_host_N), self._device)
             x_ND = x_TD.index_select(0, last_N)
             positions_N = self._rows.positions_R.index_select(0, draw.members_N) + tokens_N
@@ -207,9 +211,9 @@ class Stepper:
 class _Decoding:
     """What the decode group feeds to a step, made anew only when its members change."""
 
-    def __init__(self, rows: Rows, facts: ModelFacts) -> None:
+    def __init__(self, rows: Rows, logits: LogitsStage) -> None:
         self._rows = rows
-        self._facts = facts
+        self._logits = logits
         self._layout_key: tuple[int, tuple[int, ...]] | None = None
         self._draw_key: tuple[int, int, tuple[int, ...]] | None = None
 
@@ -224,7 +228,7 @@ class _Decoding:
         key = self._rows.generation, group.version, group.rows
         if self._draw_key != key:
             members = np.array(group.rows, np.int64)
-            self._draw, self._draw_key = Draw(members, self._rows, self._facts), key
+            self._draw, self._draw_key = Draw(members, self._rows, self._logits), key
         return self._draw
 
 
