@@ -24,6 +24,7 @@ from penstock.engine.outputs import OutputDelta, RequestStats
 from penstock.engine.text_stream import TextStreams
 from penstock.launch import InProcessEngine, make_engine
 from penstock.options import EngineOptions, make_options
+from penstock.text.bad_words import with_bad_word_ids
 from penstock.text.chat_template import ChatTemplate
 from penstock.text.tokenizer import Tokenizer
 
@@ -91,7 +92,7 @@ class _Front:
         return Request(
             id=f"r{next(self._ids)}",
             prompt=array("i", tokens),
-            sampling=sampling,
+            sampling=with_bad_word_ids(sampling, self.tokenizer),
             arrival_s=self._clock.now_s(),
             seed=seed % 2**63,
         )

@@ -113,15 +113,57 @@ def test_a_call_without_a_seed_gets_one(server):
     assert first.sampling.seed is None
 
 
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_what_changes_the_logits_reaches_the_engine(server, path):
+    body = {
+        "frequency_penalty": 0.5,
+        "presence_penalty": -2,
+        "repetition_penalty": 1.25,
+        "logit_bias": {"7": 100, "5": -0.5},
+        "allowed_token_ids": [5, 6, 7, 8],
+        "bad_words": ["zebra"],
+    }
+    prompt = {"prompt": "x"} if path == "/v1/completions" else CHAT
+    assert server.post(path, {**prompt, **body}).status_code == 200
+    (request,) = server.engine.requests
+    sampling = request.sampling
+    assert (sampling.frequency_penalty, sampling.presence_penalty, sampling.repetition_penalty) == (0.5, -2.0, 1.25)
+    assert sampling.logit_bias == ((5, -0.5), (7, 100.0))
+    assert sampling.allowed_token_ids == (5, 6, 7, 8)
+    assert sampling.bad_words == ()
+    words = [server.engine.tokenizer.decode(ids) for ids in sampling.bad_word_ids]
+    assert words == ["zebra", " zebra"]
+
+
+def test_values_that_change_no_logit_ask_for_nothing(server):
+    completion(
+        server,
+        prompt="x",
+        frequency_penalty=0,
+        presence_penalty=0.0,
+        repetition_penalty=1.0,
+        logit_bias={},
+        bad_words=[],
+        allowed_token_ids=None,
+    )
+    completion(server, prompt="x")
+    asked, plain = (request.sampling for request in server.engine.requests)
+    assert asked == plain
+
+
+def test_many_bad_words_are_tokenized_off_the_loop_and_the_same(server):
+    words = [f"word{k}" for k in range(256)]
+    completion(server, prompt="x", bad_words=words)
+    found = [server.engine.tokenizer.decode(ids) for ids in server.engine.requests[0].sampling.bad_word_ids]
+    assert found == [*words, *(f" {word}" for word in words)]
+
+
 def test_neutral_values_of_what_is_not_built_are_taken(server):
     completion(
         server,
         prompt="x",
         best_of=1,
-        frequency_penalty=0,
-        presence_penalty=0.0,
-        repetition_penalty=1.0,
-        logit_bias={},
+        length_penalty=1.0,
         response_format={"type": "text"},
         suffix=None,
         stop=None,

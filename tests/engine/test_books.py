@@ -133,7 +133,7 @@ def test_a_stop_id_that_the_model_does_not_have_is_refused():
     """It would be an index beyond the logits, on a device where nobody checks."""
     engine: Engine = make_engine()
     sampling = SamplingParams(max_tokens=4, stop_token_ids=(7, 50_000))
-    with pytest.raises(InvalidRequest, match=r"stop token id 50000 is not in 0\.\.49999") as wrong:
+    with pytest.raises(InvalidRequest, match=r"stop_token_ids: token id 50000 is not in 0\.\.49999") as wrong:
         engine.add(Request(id="a", prompt=[1], sampling=sampling))
     assert wrong.value.param == "stop_token_ids"
 

@@ -141,6 +141,27 @@ def test_bad_requests_are_refused_and_change_nothing():
     assert sum(engine.scheduler.ledger.refused.values()) == 4
 
 
+@pytest.mark.parametrize(
+    ("param", "options"),
+    [
+        ("logit_bias", {"logit_bias": {0: 1.0, 50_000: 1.0}}),
+        ("stop_token_ids", {"stop_token_ids": (3, 50_000)}),
+        ("allowed_token_ids", {"allowed_token_ids": (3, 50_000)}),
+        ("bad_word_ids", {"bad_word_ids": ((3,), (4, 50_000))}),
+        ("bad_words", {"bad_words": ("word",)}),
+        ("allowed_token_ids", {"allowed_token_ids": (3, 4), "bad_word_ids": ((3,), (4,))}),
+        ("allowed_token_ids", {"allowed_token_ids": (3,), "stop_token_ids": (3,), "min_tokens": 1}),
+    ],
+)
+def test_parameters_that_the_model_cannot_follow_are_refused_by_name(param, options):
+    engine = make_engine()
+    with pytest.raises(InvalidRequest, match=param) as wrong:
+        engine.add(Request(id="a", prompt=[1], sampling=SamplingParams(**options)))
+    assert wrong.value.param == param
+    engine.add(Request(id="a", prompt=[1], sampling=SamplingParams(logit_bias={49_999: 1.0})))
+    assert engine.scheduler.ledger.accepted == 1
+
+
 def test_the_queue_is_bounded_by_samples_and_by_tokens():
     engine = make_engine(limits=QueueLimits(max_queued_requests=4, max_queued_tokens=100))
     engine.add(request("a", [1], n=3))

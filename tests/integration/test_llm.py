@@ -75,6 +75,29 @@ def test_logprobs_of_prompt_and_outputs_have_one_entry_per_token(llm):
     assert [entry.token for entry in output.prompt_logprobs[1:] if entry] == output.prompt_token_ids[1:]
 
 
+def test_bad_words_do_not_come_up_and_only_allowed_ids_do(llm):
+    (plain,) = llm.generate("def quicksort(", greedy(max_tokens=60), use_tqdm=False)
+    (without,) = llm.generate("def quicksort(", greedy(max_tokens=60, bad_words=["return", "arr"]), use_tqdm=False)
+    assert "return" in plain.outputs[0].text
+    assert " return" not in without.outputs[0].text
+    digits = [llm.tokenizer.token_to_id(digit) for digit in "0123"]
+    (number,) = llm.generate("x = ", greedy(max_tokens=9, allowed_token_ids=digits), use_tqdm=False)
+    assert set(number.outputs[0].text) <= set("0123")
+    assert len(number.outputs[0].token_ids) == 9
+
+
+def test_a_bias_and_penalties_change_what_is_put_out(llm):
+    token = llm.tokenizer.encode("zebra", add_special_tokens=False)[0]
+    (biased,) = llm.generate("x = ", greedy(max_tokens=4, logit_bias={token: 100}), use_tqdm=False)
+    assert biased.outputs[0].token_ids == [token] * 4
+    asked = greedy(max_tokens=12, logit_bias={token: 60}, presence_penalty=2.0, frequency_penalty=2.0)
+    (counted,) = llm.generate("x = ", asked, use_tqdm=False)
+    assert counted.outputs[0].token_ids[:4] == [token] * 4
+    (varied,) = llm.generate("1 1 1 1 1 1", greedy(max_tokens=30, repetition_penalty=100.0), use_tqdm=False)
+    ids = varied.outputs[0].token_ids
+    assert len(set(ids)) == len(ids)
+
+
 def test_chat_goes_through_the_template(llm):
     (output,) = llm.chat([{"role": "user", "content": "Who are you?"}], greedy(max_tokens=40), use_tqdm=False)
     assert "penstock-tiny" in output.outputs[0].text

@@ -110,7 +110,7 @@ KNOBS: dict[str, dict[str, Any]] = {
     "frequency": {"frequency_penalty": 0.7},
     "repetition": {"repetition_penalty": 1.8},
     "reward of repetition": {"repetition_penalty": 0.6},
-    "bias": {"logit_bias": {0: 0.5, 5: -2.0, 14: 0.7, 15: 0.7, 30: -100.0}},
+    "bias": {"logit_bias": {5: -2.0, 14: 1.4, 15: 1.2, 30: -100.0}},
     "allowed": {"allowed_token_ids": (0, 2, 5, 7, 11, 12, 13, 14, 15, 20)},
     "bad words": {"bad_word_ids": ((20,), (9, 5, 11), (5, 12), (9, 5, 13), (2, 5, 2))},
     "min tokens": {"min_tokens": 6, "stop_token_ids": (12,)},

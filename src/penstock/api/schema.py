@@ -19,7 +19,7 @@ from penstock.core.errors import InvalidRequest
 IGNORED_HEADER = b"x-penstock-ignored-fields"
 MAX_IGNORED_NAMES = 16
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-_PATH = re.compile(r" - at `(?:key in )?`?\$\.?([A-Za-z0-9_]*)")
+_PATH = re.compile(r" - at (?:`key` in )?`\$\.?([A-Za-z0-9_]*)")
 
 
 class StreamOptions(msgspec.Struct):
@@ -56,6 +56,12 @@ class Generation(msgspec.Struct, kw_only=True):
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
     prompt_logprobs: int | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    repetition_penalty: float | None = None
+    logit_bias: dict[int, float] | None = None
+    bad_words: list[str] | None = None
+    allowed_token_ids: list[int] | None = None
     user: str | None = None
     session_id: str | None = None
     request_id: str | None = None
@@ -63,13 +69,7 @@ class Generation(msgspec.Struct, kw_only=True):
     priority: int | None = None
     objective: ObjectiveBody | None = None
     # not built: see NEUTRAL
-    frequency_penalty: Any = None
-    presence_penalty: Any = None
-    repetition_penalty: Any = None
     length_penalty: Any = None
-    logit_bias: Any = None
-    bad_words: Any = None
-    allowed_token_ids: Any = None
     response_format: Any = None
     structured_outputs: Any = None
     guided_json: Any = None
@@ -163,13 +163,7 @@ class DetokenizeBody(msgspec.Struct, kw_only=True):
 
 EMPTY: tuple[Any, ...] = ([], {}, "", False)
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
-    "repetition_penalty": (1,),
     "length_penalty": (1,),
-    "logit_bias": EMPTY,
-    "bad_words": EMPTY,
-    "allowed_token_ids": (),
     "response_format": ({"type": "text"},),
     "structured_outputs": EMPTY,
     "guided_json": (),

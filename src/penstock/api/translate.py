@@ -31,6 +31,7 @@ from penstock.core.errors import InvalidRequest, PromptTooLong
 from penstock.core.executor import ModelFacts
 from penstock.core.request import NO_OBJECTIVE, Objective, Request, SamplingParams
 from penstock.engine.outputs import AsyncEngine
+from penstock.text.bad_words import with_bad_word_ids
 from penstock.text.chat_template import ChatTemplate
 from penstock.text.tokenizer import Tokenizer, check_text
 
@@ -99,7 +100,7 @@ class Translator:
         if body.best_of is not None and body.best_of != (body.n or 1):
             raise InvalidRequest("best_of is not supported: leave it out, or give it the value of n", param="best_of")
         is_scoring = body.max_tokens == 0 and bool(body.echo)
-        sampling = self._sampling(
+        sampling = await self._sampling(
             body,
             max_tokens=1 if is_scoring else 16 if body.max_tokens is None else body.max_tokens,
             logprobs=body.logprobs,
@@ -127,7 +128,7 @@ class Translator:
         if body.top_logprobs is not None and not body.logprobs:
             raise InvalidRequest("top_logprobs needs logprobs to be true", param="top_logprobs")
         limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
-        sampling = self._sampling(
+        sampling = await self._sampling(
             body,
             max_tokens=limit,
             logprobs=(body.top_logprobs or 0) if body.logprobs else None,
@@ -202,7 +203,7 @@ class Translator:
                 param="prompt",
             )
 
-    def _sampling(
+    async def _sampling(
         self, body: Generation, *, max_tokens: int | None, logprobs: int | None, prompt_logprobs: int | None
     ) -> SamplingParams:
         stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
@@ -210,6 +211,8 @@ class Translator:
             check_text(text, "stop")
         stop_token_ids = tuple(body.stop_token_ids or ())
         self.check_ids(stop_token_ids, "stop_token_ids")
+        self.check_ids(tuple(body.logit_bias or ()), "logit_bias")
+        self.check_ids(body.allowed_token_ids or (), "allowed_token_ids")
         for name, asked in (("max_tokens", max_tokens), ("min_tokens", body.min_tokens)):
             if asked is not None and asked >= MAX_TOKENS:
                 raise InvalidRequest(f"{name} is far above every context: give less than {MAX_TOKENS}", param=name)
@@ -217,7 +220,7 @@ class Translator:
             raise InvalidRequest(
                 "prompt_logprobs cannot be streamed: leave out one of the two", param="prompt_logprobs"
             )
-        return SamplingParams(
+        sampling = SamplingParams(
             n=_or(body.n, 1),
             max_tokens=max_tokens,
             min_tokens=_or(body.min_tokens, 0),
@@ -233,7 +236,15 @@ class Translator:
             skip_special_tokens=body.skip_special_tokens is not False,
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
+            presence_penalty=_or(body.presence_penalty, 0.0),
+            frequency_penalty=_or(body.frequency_penalty, 0.0),
+            repetition_penalty=_or(body.repetition_penalty, 1.0),
+            logit_bias=tuple((body.logit_bias or {}).items()),
+            allowed_token_ids=None if body.allowed_token_ids is None else tuple(body.allowed_token_ids),
+            bad_words=tuple(body.bad_words or ()),
         )
+        n_chars = 2 * sum(map(len, sampling.bad_words))
+        return await self._off_loop(lambda: with_bad_word_ids(sampling, self.tokenizer), n_chars)
 
     def _job(
         self,

@@ -1,11 +1,15 @@
-"""How much may wait. A bounded queue refuses what it could only keep waiting."""
+"""What an engine takes: how much may wait, and which parameters the model can follow.
+
+A bounded queue refuses what it could only keep waiting.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from penstock.core.errors import InvalidRequest, Overloaded
-from penstock.core.request import Request
+from penstock.core.executor import ModelFacts
+from penstock.core.request import Request, SamplingParams
 from penstock.engine.ledger import Ledger
 
 
@@ -39,3 +43,33 @@ class QueueLimits:
                 reason="max_queued_tokens",
                 retry_after_s=ledger.drain_s(max(1, n_queued), now_s),
             )
+
+
+def check_sampling(sampling: SamplingParams, facts: ModelFacts) -> None:
+    """Raise InvalidRequest for ids that the model does not have: on a device they would be another row's memory."""
+    if sampling.bad_words:
+        raise InvalidRequest("bad_words: an engine knows ids only, so give bad_word_ids", param="bad_words")
+    ids_of = {
+        "stop_token_ids": sampling.stop_token_ids,
+        "logit_bias": [token for token, _ in sampling.logit_bias],
+        "allowed_token_ids": sampling.allowed_token_ids or (),
+        "bad_word_ids": [token for word in sampling.bad_word_ids for token in word],
+    }
+    for name, ids in ids_of.items():
+        if ids and max(ids) >= facts.vocab_size:
+            raise InvalidRequest(f"{name}: token id {max(ids)} is not in 0..{facts.vocab_size - 1}", param=name)
+    if sampling.allowed_token_ids is not None:
+        _check_something_is_left(frozenset(sampling.allowed_token_ids), sampling, facts)
+
+
+def _check_something_is_left(allowed: frozenset[int], sampling: SamplingParams, facts: ModelFacts) -> None:
+    left = allowed - {word[0] for word in sampling.bad_word_ids if len(word) == 1}
+    if sampling.min_tokens:
+        left -= frozenset(sampling.stop_token_ids)
+        left -= frozenset() if sampling.ignore_eos else facts.stop_token_ids
+    if not left:
+        raise InvalidRequest(
+            f"allowed_token_ids: bad_words or min_tokens ({sampling.min_tokens}) hold back all of its {len(allowed)} "
+            "ids; allow another one",
+            param="allowed_token_ids",
+        )

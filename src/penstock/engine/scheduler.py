@@ -19,7 +19,7 @@ from penstock.core.view import Admission, Observer, View, Yield
 from penstock.engine.decoding import Decoding
 from penstock.engine.draft import Draft, Planned
 from penstock.engine.ledger import Ledger
-from penstock.engine.limits import QueueLimits
+from penstock.engine.limits import QueueLimits, check_sampling
 from penstock.engine.messages import Update
 from penstock.engine.outputs import RequestStats
 from penstock.engine.queue import WaitQueue
@@ -126,11 +126,7 @@ class Scheduler:
         bad = next((t for t in request.prompt if not 0 <= t < self.facts.vocab_size), None)
         if bad is not None:
             raise InvalidRequest(f"token id {bad} is not in 0..{self.facts.vocab_size - 1}", param="prompt")
-        bad = next((t for t in request.sampling.stop_token_ids if t >= self.facts.vocab_size), None)
-        if bad is not None:
-            raise InvalidRequest(
-                f"stop token id {bad} is not in 0..{self.facts.vocab_size - 1}", param="stop_token_ids"
-            )
+        check_sampling(request.sampling, self.facts)
         if prompt_tokens >= context:
             raise PromptTooLong(
                 f"the prompt has {prompt_tokens} tokens, the model's context is {context} and must hold at least one "
