@@ -41,6 +41,12 @@ def test_any_interleaving_puts_out_what_each_sequence_would_alone(executor, tmp_
                 logprobs=rng.choice([None, 2]),
                 prompt_logprobs=rng.choice([None, 1]),
                 min_tokens=rng.choice([0, 1]),
+                presence_penalty=rng.choice([0.0, 1.5]),
+                frequency_penalty=rng.choice([0.0, 0.8]),
+                repetition_penalty=rng.choice([1.0, 1.6]),
+                logit_bias=rng.choice([(), {k: rng.uniform(-3, 3) for k in range(rng.randint(1, 30))}]),
+                allowed_token_ids=rng.choice([None, list(range(0, 61, 2))]),
+                bad_word_ids=rng.choice([(), [[rng.randrange(61) for _ in range(n % 3 + 1)] for n in range(30)]]),
             ),
             seed=rng.randrange(2**63),
         )
@@ -58,7 +64,11 @@ def test_any_interleaving_puts_out_what_each_sequence_would_alone(executor, tmp_
 
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_submit_never_waits_for_the_device(executor):
-    asked = SamplingParams(temperature=1.0, top_p=0.9, logprobs=2, prompt_logprobs=1, min_tokens=3)
+    asked = SamplingParams(
+        temperature=1.0, top_p=0.9, logprobs=2, prompt_logprobs=1, min_tokens=3, frequency_penalty=0.5,
+        repetition_penalty=1.2, logit_bias={5: 1.0}, allowed_token_ids=tuple(range(9, 40)),
+        bad_word_ids=((9,), (10, 11)),
+    )  # fmt: skip
     starts = [
         RowStart(
             row=row,
