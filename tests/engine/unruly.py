@@ -12,7 +12,6 @@ from penstock.core.view import Preemption, View, Yield
 from penstock.engine.loop import Engine
 from penstock.engine.messages import Update
 
-
 CALM_AFTER_S = 300.0
 
 
