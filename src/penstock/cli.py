@@ -23,6 +23,7 @@ app = typer.Typer(
 
 Model = Annotated[str, typer.Argument(help="A Hugging Face directory, or the name of a bundled model.")]
 Dtype = Annotated[str, typer.Option(help="auto (the checkpoint's), float32, bfloat16 or float16.")]
+Quantize = Annotated[str, typer.Option(help="none, int8 or int4: round the weights while they load; CPU.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 KvMemory = Annotated[str | None, typer.Option("--kv-memory", help="Size of the KV pool, as 4GiB. [default: a share]")]
 MaxRunning = Annotated[int, typer.Option(help="Most sequences at a time.")]
@@ -123,6 +124,8 @@ def serve(
     prefix_caching: Annotated[bool, typer.Option(help="Share the state of equal prompt prefixes.")] = True,
     look_ahead: Annotated[int, typer.Option(help="Steps planned while one runs.")] = 1,
     load_format: Annotated[str, typer.Option(help="auto, or dummy: random weights from config.json.")] = "auto",
+    quantize: Quantize = "none",
+    native_kernels: Annotated[bool, typer.Option(help="C++ kernels for the CPU, compiled on first use.")] = False,
     threads: Threads = None,
     policy: Policy = "default",
     order: SlotName = None,
@@ -158,6 +161,8 @@ def serve(
         "dtype": dtype,
         "device": device,
         "load_format": load_format,
+        "quantize": quantize,
+        "native_kernels": native_kernels,
         "kv_memory": kv_memory,
         "max_running": max_running,
         "max_model_tokens": max_model_tokens,
@@ -192,6 +197,7 @@ def complete(
     stop: Annotated[list[str] | None, typer.Option(help="Stop before this text; may be repeated.")] = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
+    quantize: Quantize = "none",
     kv_memory: KvMemory = None,
 ) -> None:
     """Continue a text; it streams to the terminal."""
@@ -201,7 +207,7 @@ def complete(
     sampling = SamplingParams(
         max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed, stop=tuple(stop or ())
     )
-    run_complete(prompt, sampling, model, dtype=dtype, device=device, kv_memory=kv_memory)
+    run_complete(prompt, sampling, model, dtype=dtype, device=device, quantize=quantize, kv_memory=kv_memory)
 
 
 @app.command()
@@ -213,6 +219,7 @@ def chat(
     system: Annotated[str | None, typer.Option(help="What the model is told first.")] = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
+    quantize: Quantize = "none",
     kv_memory: KvMemory = None,
 ) -> None:
     """Talk with a model in the terminal; an empty line or Ctrl-D ends."""
@@ -220,7 +227,7 @@ def chat(
     from penstock.terminal import run_chat
 
     sampling = SamplingParams(max_tokens=max_tokens, temperature=temperature, top_p=0.95, seed=seed)
-    run_chat(sampling, model, system, dtype=dtype, device=device, kv_memory=kv_memory)
+    run_chat(sampling, model, system, dtype=dtype, device=device, quantize=quantize, kv_memory=kv_memory)
 
 
 @app.command()

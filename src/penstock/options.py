@@ -21,7 +21,9 @@ class EngineOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, fr
     """Options of one engine. Field names are the command line's, with underscores.
 
     model: a Hugging Face directory, a GGUF file, or the name of a bundled model. dtype: auto (the checkpoint's),
-    float32, bfloat16 or float16. kv_memory: size of the KV pool ("4GiB"; none: a share of what is free). max_running:
+    float32, bfloat16 or float16. quantize: none, int8 or int4 (weights, rounded while they load; CPU).
+    native_kernels: C++ kernels for the CPU, compiled on first use (some ten seconds, once).
+    kv_memory: size of the KV pool ("4GiB"; none: a share of what is free). max_running:
     most sequences at a time. max_model_tokens: a shorter context than the model's. policy, slots, policy_options: see
     `penstock policies`.
     """
@@ -30,6 +32,8 @@ class EngineOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, fr
     dtype: str = "auto"
     device: str = "auto"
     load_format: str = "auto"
+    quantize: str = "none"
+    native_kernels: bool = False
     kv_memory: str | None = None
     block_tokens: int = 16
     max_running: int = 64

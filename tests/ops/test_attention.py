@@ -101,6 +101,28 @@ def test_paged_attention_equals_torch_on_each_sequence_alone(attention, shape, k
     torch.testing.assert_close(lse, torch.cat(lse_rows), atol=3e-6, rtol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("block_tokens", [1, 4, 16, 48])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "head_dim"), [(2, 2, 32), (8, 1, 96), (5, 1, 128), (6, 2, 256), (2, 1, 80)]
+)
+def test_one_token_reads_its_own_keys_among_poison(heads, kv_heads, head_dim, block_tokens, dtype):
+    """Sizes that C++ serves, and one that it does not; lengths around its tiles of 64 keys and vectors of 16."""
+    kv_lens = [1, 15, 17, 63, 64, 65, 130]
+    generator = torch.Generator().manual_seed(0)
+    batch, n_blocks = make_batch([1] * len(kv_lens), kv_lens, block_tokens, generator=generator, spare_blocks=3)
+    kv = torch.full((2, n_blocks, block_tokens, kv_heads, head_dim), torch.nan, dtype=dtype)
+    for s, kv_len in enumerate(kv_lens):
+        for at in range(kv_len):
+            block = batch.tables_SB[s, at // block_tokens]
+            kv[:, block, at % block_tokens] = torch.randn(2, kv_heads, head_dim, generator=generator).to(dtype)
+    q = torch.randn(len(kv_lens), heads, head_dim, generator=generator).to(dtype)
+    found = ATTENTIONS["native"](q, kv, batch, 0.2)
+    expected = ATTENTIONS["reference"](q, kv, batch, 0.2)
+    atol = 1e-5 if dtype is torch.float32 else 1e-2
+    torch.testing.assert_close(found, expected, atol=atol, rtol=atol)
+
+
 @pytest.mark.parametrize("attention", ATTENTIONS.values(), ids=ATTENTIONS.keys())
 @pytest.mark.parametrize("n_tokens", [1, 5, 200])
 @pytest.mark.parametrize("window", [None, 3, 100])

@@ -9,7 +9,7 @@ from random import Random
 
 import pytest
 
-from penstock.core.errors import ConfigError, ModelNotFound
+from penstock.core.errors import ConfigError, ModelNotFound, PenstockError
 from penstock.core.request import SamplingParams
 from penstock.models.weights import load_model
 from penstock.runtime.build import build_executor
@@ -64,6 +64,7 @@ def test_phases_and_memory_are_told_before_they_are_needed(tiny_dir):
         kv_memory_bytes=POOL,
         load_format="dummy",
         max_model_tokens=100,
+        native_kernels=True,
         on_phase=lambda name, seconds: told.append(name),
         on_memory=lambda plan: told.append(plan.describe()[2]),
     )
@@ -72,6 +73,7 @@ def test_phases_and_memory_are_told_before_they_are_needed(tiny_dir):
         "import torch",
         "read config",
         "longest prompt: 99 tokens (limited by the model's context)",
+        "CPU kernels",
         "load weights",
         "allocate KV",
         "warm up",
@@ -89,6 +91,7 @@ def test_phases_and_memory_are_told_before_they_are_needed(tiny_dir):
         ({"max_model_tokens": 129}, "max_model_tokens is 129: give 2 to 128"),
         ({"kv_memory_bytes": 5}, "give at least"),
         ({"dtype": "int3"}, "unknown dtype 'int3'"),
+        ({"quantize": "int3"}, "int3"),
     ],
 )
 def test_options_that_cannot_work_are_refused_in_one_line(tiny_dir, options, message):
@@ -109,3 +112,36 @@ def test_pools_start_as_zeros(tiny_dir):
     assert [pool.shape for pool in pools] == [(2, executor.n_blocks[0], 32, 2, 8)] * 3
     assert all(not pool[:, 1:].any() and pool.is_contiguous() for pool in pools)  # block 0 served the warm-up
     assert dataclasses.asdict(executor.facts.states[0])["block_bytes"] == pools[0][:, 0].nbytes * 3
+
+
+@pytest.mark.parametrize("quantize", ["int8", "int4"])
+def test_a_quantized_model_puts_out_the_same_in_any_interleaving(tiny_dir, quantize):
+    executor = build_executor(
+        tiny_dir,
+        dtype="float32",
+        kv_memory_bytes=POOL,
+        max_rows=5,
+        block_tokens=4,
+        load_format="dummy",
+        quantize=quantize,
+    )
+    rng = Random(4)
+    prompts = [[rng.randrange(61) for _ in range(rng.randint(1, 30))] for _ in range(8)]
+    jobs = [Job(prompt=prompt, n_outputs=5) for prompt in prompts]
+    run_jobs(executor, jobs, rng)
+    executor.close()
+    decoder = load_model(tiny_dir, dtype="float32", load_format="dummy", quantize=quantize)
+    whole = WholeForward(decoder, executor.facts)
+    assert [job.outputs for job in jobs] == [expected_outputs(whole, job) for job in jobs]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"quantize": "int3"}, "int3"),
+        ({"quantize": "int8", "dtype": "float16"}, "float16"),
+    ],
+)
+def test_a_quantization_that_cannot_be_is_refused(tiny_dir, options, message):
+    with pytest.raises(PenstockError, match=message):
+        load_model(tiny_dir, load_format="dummy", **options)

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from penstock.core.errors import CorruptModel, ModelNotFound, UnknownName
+from penstock.core.errors import CorruptModel, ModelNotFound, UnknownName, UnsupportedModel
 from penstock.formats.gguf import GgufFile
 from penstock.models.checkpoint import Checkpoint
 from penstock.models.config_file import ConfigFile
@@ -27,11 +27,14 @@ from penstock.models.gguf import config as gguf
 from penstock.models.gguf.tensors import GgufTensors
 from penstock.models.parameters import Parameter, parameters_of
 from penstock.models.spec import ExpertsSpec, ModelSpec
+from penstock.ops.packed import DENSE_FORMATS, pack, packed_bytes
+from penstock.ops.weight_format import Format
 
 log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LOAD_FORMATS = ("auto", "dummy")
+QUANTIZATIONS = ("none", Format.INT8.value, Format.INT4.value)
 DUMMY_STD = 0.02  # what the models of the table are initialized with
 DUMMY_SEED = 0
 MAX_EXPERTS = 1 << 17  # of all layers together; the largest models have 25,000
@@ -43,6 +46,8 @@ def load_model(
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "cpu",
     load_format: str = "auto",
+    quantize: str = "none",
+    is_packed: bool = False,
 ) -> Decoder:
     """Read a model and its weights.
 
@@ -50,18 +55,22 @@ def load_model(
         path: a folder with config.json and safetensors, or a GGUF file.
         dtype: "float32", "bfloat16", "float16", or "auto" for that of the configuration.
         load_format: "auto" reads the weights; "dummy" makes seeded random ones and needs config.json only.
-    Raises: ModelNotFound, CorruptModel, UnsupportedModel; UnknownName for a dtype or load format.
+        quantize: "int8" or "int4" rounds the matrices of every layer, the embedding and the head while they load; CPU.
+        is_packed: lay float matrices out for the C++ kernels of the CPU, too.
+    Raises: ModelNotFound, CorruptModel, UnsupportedModel; UnknownName for a dtype, load format or quantization.
     """
     if load_format not in LOAD_FORMATS:
         raise UnknownName("load format", load_format, LOAD_FORMATS)
     source = _Source.read(Path(path))
     spec = source.spec
     chosen_dtype, chosen_device = resolve_dtype(spec, dtype), torch.device(device)
+    packing = packing_of(spec, chosen_dtype, chosen_device, quantize, is_packed)
     gib = weight_bytes(spec, chosen_dtype) / 2**30
     log.info("%s: %s, %.2f GiB of %s weights on %s", path, spec.architecture, gib, chosen_dtype, chosen_device)
     if load_format == "dummy":
-        return Decoder(spec, make_dummy(spec, chosen_dtype, chosen_device))
-    return Decoder(spec, load_tensors(source.open(), spec, source.names, chosen_dtype, chosen_device))
+        return Decoder(spec, make_dummy(spec, chosen_dtype, chosen_device, packing))
+    tensors = load_tensors(source.open(), spec, source.names, chosen_dtype, chosen_device, packing)
+    return Decoder(spec, tensors)
 
 
 def read_model_spec(path: str | Path) -> ModelSpec:
@@ -69,10 +78,18 @@ def read_model_spec(path: str | Path) -> ModelSpec:
     return _Source.read(Path(path)).spec
 
 
-def weight_bytes(spec: ModelSpec, dtype: str | torch.dtype = "auto") -> int:
+def weight_bytes(spec: ModelSpec, dtype: str | torch.dtype = "auto", quantize: str = "none") -> int:
     """Memory that the weights take, known before any of it is taken."""
-    elements = sum(parameter.elements for parameter in parameters_of(spec, WeightNames()))
-    return elements * resolve_dtype(spec, dtype).itemsize
+    if quantize not in QUANTIZATIONS:
+        raise UnknownName("quantization", quantize, QUANTIZATIONS)
+    item_bytes = resolve_dtype(spec, dtype).itemsize
+    packing = None if quantize == "none" else Format(quantize)
+    return sum(
+        parameter.elements * item_bytes
+        if packing is None or not _is_matrix(parameter)
+        else packed_bytes(packing, parameter.shape)
+        for parameter in parameters_of(spec, WeightNames())
+    )
 
 
 def resolve_dtype(spec: ModelSpec, dtype: str | torch.dtype) -> torch.dtype:
@@ -85,16 +102,26 @@ def resolve_dtype(spec: ModelSpec, dtype: str | torch.dtype) -> torch.dtype:
 
 
 def load_tensors(
-    checkpoint: Checkpoint, spec: ModelSpec, names: WeightNames, dtype: torch.dtype, device: torch.device
+    checkpoint: Checkpoint,
+    spec: ModelSpec,
+    names: WeightNames,
+    dtype: torch.dtype,
+    device: torch.device,
+    packing: Format | None = None,
 ) -> dict[str, Tensor]:
     """Every parameter of the model from the checkpoint, by our names."""
     parameters = tuple(parameters_of(spec, names))
     ignored = (*names.ignored, f"{names.head}.weight") if spec.is_tied else names.ignored
     checkpoint.check(parameters, ignored)
-    return {parameter.name: _load(parameter, checkpoint, dtype, device) for parameter in parameters}
+    return {
+        parameter.name: _packed(parameter, _load(parameter, checkpoint, dtype, device, packing is None), packing)
+        for parameter in parameters
+    }
 
 
-def make_dummy(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+def make_dummy(
+    spec: ModelSpec, dtype: torch.dtype, device: torch.device, packing: Format | None = None
+) -> dict[str, Tensor]:
     """Random weights that keep activations finite: norms scale by 1, the rest is normal."""
     norm_fill = 0.0 if spec.norm.is_centered else 1.0
     generator = torch.Generator(device).manual_seed(DUMMY_SEED)
@@ -105,7 +132,7 @@ def make_dummy(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> dic
             tensor.fill_(norm_fill)
         else:
             tensor.normal_(0.0, DUMMY_STD, generator=generator)
-        tensors[parameter.name] = tensor
+        tensors[parameter.name] = _packed(parameter, tensor, packing)
     return tensors
 
 
@@ -114,6 +141,33 @@ def _refuse_countless(spec: ModelSpec, path: Path) -> None:
     n_experts = sum(layer.mlp.n_experts for layer in spec.layers if isinstance(layer.mlp, ExpertsSpec))
     if n_experts > MAX_EXPERTS:
         raise CorruptModel(f"{path}: its configuration asks for {n_experts} experts, more than {MAX_EXPERTS}")
+
+
+def packing_of(
+    spec: ModelSpec, dtype: torch.dtype, device: torch.device, quantize: str, is_packed: bool
+) -> Format | None:
+    """How matrices are laid out; None: as the checkpoint has them. Raises UnsupportedModel, or UnknownName."""
+    if quantize not in QUANTIZATIONS:
+        raise UnknownName("quantization", quantize, QUANTIZATIONS)
+    if quantize == "none":
+        return DENSE_FORMATS.get(dtype) if is_packed and device.type == "cpu" else None
+    if device.type != "cpu":
+        raise UnsupportedModel(f"--quantize {quantize} is for the CPU, not for {device}: leave it out, or --device cpu")
+    if dtype not in DENSE_FORMATS:
+        raise UnsupportedModel(f"--quantize {quantize} takes float32 or bfloat16 activations, not {dtype}; see --dtype")
+    if any(isinstance(layer.mlp, ExpertsSpec) for layer in spec.layers):
+        raise UnsupportedModel(f"--quantize {quantize} does not cover mixtures of experts yet; leave it out")
+    return Format(quantize)
+
+
+def _packed(parameter: Parameter, tensor: Tensor, packing: Format | None) -> Tensor:
+    """Matrices that a linear layer multiplies by are packed; norms, biases and stacked experts stay."""
+    return tensor if packing is None or not _is_matrix(parameter) else pack(tensor, packing)
+
+
+def _is_matrix(parameter: Parameter) -> bool:
+    """A linear layer multiplies by it, and nothing else looks into it: latent attention cuts its `kv_b` to pieces."""
+    return len(parameter.shape) == 2 and not parameter.name.endswith(("_norm", ".kv_b"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,9 +209,12 @@ class _Source:
         return cls(spec=spec, names=gguf.NAMES, open=lambda: Checkpoint.of(tensors, "its metadata"))
 
 
-def _load(parameter: Parameter, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _load(
+    parameter: Parameter, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, may_view: bool
+) -> Tensor:
+    """may_view: the file may stay in use. What is packed is copied instead, for a copy gives the file's pages back."""
     first = parameter.parts[0]
-    if first.shape == parameter.shape and not first.is_transposed and device.type == "cpu":
+    if may_view and first.shape == parameter.shape and not first.is_transposed and device.type == "cpu":
         view = checkpoint.view(first, dtype)
         if view is not None:
             return view

@@ -102,12 +102,12 @@ def make_batch(
 
 
 def _copy(value: Any) -> Any:
-    if isinstance(value, Tensor):
+    if type(value) is Tensor:  # a packed weight is never written
         return value.clone()
     return tuple(_copy(item) for item in value) if isinstance(value, tuple) else value
 
 
 def _tensors(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
+    if type(value) is Tensor:
         return [value]
     return [tensor for item in value for tensor in _tensors(item)] if isinstance(value, tuple) else []

@@ -1,7 +1,7 @@
 """One kernel under one name: its truth in plain torch, and a faster file for a type of device.
 
-Which file runs follows from the device of the first argument and from nothing else, so a call has no mode to be in.
-`Op.on` says what that is, for the log line at start.
+Which file runs follows from the device of the first argument, and on a CPU from whether the process has loaded the C++
+kernels; a call has no mode to be in. `Op.on` says what that is, for the log line at start.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from typing import Generic, ParamSpec, TypeVar
 
 import torch
 
+from penstock.ops import native
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -19,8 +21,9 @@ R = TypeVar("R")
 class Op(Generic[P, R]):
     """`reference` serves every device that has no file of its own.
 
-    by_device: `cpu=cpu.rms_norm`, keyed by `torch.device.type`. Every implementation takes and returns what the
-    reference does; the sweep in the tests holds them to that.
+    by_device: `cpu=cpu.rms_norm`, keyed by `torch.device.type`. `native=native.rms_norm` goes before `cpu` once the C++
+    kernels are loaded; for arguments that they do not serve it calls what would have run. Every implementation takes
+    and returns what the reference does; the sweep in the tests holds them to that.
     """
 
     def __init__(self, name: str, reference: Callable[P, R], **by_device: Callable[P, R]) -> None:
@@ -32,7 +35,7 @@ class Op(Generic[P, R]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         first = args[0]
         assert isinstance(first, torch.Tensor), f"{self.name}: the first argument says which device computes"
-        return self._by_device.get(first.device.type, self._reference)(*args, **kwargs)
+        return self._by_device.get(self.on(first.device), self._reference)(*args, **kwargs)
 
     @property
     def implementations(self) -> Mapping[str, Callable[P, R]]:
@@ -41,4 +44,6 @@ class Op(Generic[P, R]):
 
     def on(self, device: torch.device) -> str:
         """Name of the implementation that serves tensors on `device`."""
+        if device.type == "cpu" and "native" in self._by_device and native.core() is not None:
+            return "native"
         return device.type if device.type in self._by_device else "reference"

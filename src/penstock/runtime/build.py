@@ -46,6 +46,8 @@ def build_executor(
     max_rows: int = 64,
     block_tokens: int = 16,
     load_format: str = "auto",
+    quantize: str = "none",
+    native_kernels: bool = False,
     max_model_tokens: int | None = None,
     torch_threads: int | None = None,
     on_phase: OnPhase = _ignore,
@@ -55,6 +57,8 @@ def build_executor(
 
     Args:
         kv_memory_bytes: None takes a share of what is free.
+        quantize: "int8" or "int4": round the weights while they load.
+        native_kernels: use the C++ kernels of the CPU, compiled on first use; quantized weights always do.
         max_model_tokens: a limit below that of the model.
         torch_threads: threads of one operation on a CPU; None chooses by the size of the model.
         on_phase: told what was done and how long it took. on_memory: told the plan before weights and pool take memory.
@@ -65,6 +69,7 @@ def build_executor(
 
         from penstock.models.facts import model_facts
         from penstock.models.weights import load_model, read_model_spec, resolve_dtype, weight_bytes
+        from penstock.ops import native
         from penstock.runtime.executor import TorchExecutor
     where = _device(device)
     with _phase("read config", on_phase):
@@ -75,15 +80,26 @@ def build_executor(
         Path(model_dir).resolve().name,
         block_tokens=block_tokens,
         kv_dtype=resolve_dtype(spec, dtype),
-        weight_bytes=weight_bytes(spec, dtype),
+        weight_bytes=weight_bytes(spec, dtype, quantize),
     )
     if max_model_tokens is not None:
         facts = replace(facts, max_model_tokens=max_model_tokens)
     memory = _plan_memory(facts, where, kv_memory_bytes, max_rows)
     on_memory(memory)
     torch.set_num_threads(torch_threads or useful_threads(facts.weight_bytes, torch.get_num_threads()))
+    wants_native = where.type == "cpu" and (native_kernels or quantize != "none")
+    if wants_native:
+        with _phase("CPU kernels", on_phase):
+            native.prepare()
     with _phase("load weights", on_phase):
-        decoder = load_model(model_dir, dtype=dtype, device=where, load_format=load_format)
+        decoder = load_model(
+            model_dir,
+            dtype=dtype,
+            device=where,
+            load_format=load_format,
+            quantize=quantize,
+            is_packed=wants_native and native.core() is not None,
+        )
     executor = TorchExecutor(decoder, facts, new_pool=_pools_of(decoder, block_tokens), max_rows=max_rows, device=where)
     try:
         with _phase("allocate KV", on_phase):

@@ -1,6 +1,6 @@
 """The activation of a gated MLP."""
 
-from penstock.ops.gated_silu import reference
+from penstock.ops.gated_silu import native, reference
 from penstock.ops.op import Op
 
-gated_silu = Op("gated_silu", reference.gated_silu)
+gated_silu = Op("gated_silu", reference.gated_silu, native=native.gated_silu)

@@ -1,6 +1,6 @@
 """RMS norm, with an optional residual that is added first."""
 
 from penstock.ops.op import Op
-from penstock.ops.rms_norm import reference
+from penstock.ops.rms_norm import native, reference
 
-rms_norm = Op("rms_norm", reference.rms_norm)
+rms_norm = Op("rms_norm", reference.rms_norm, native=native.rms_norm)

@@ -1,6 +1,6 @@
 """Rotary position embedding."""
 
 from penstock.ops.op import Op
-from penstock.ops.rope import cpu, reference
+from penstock.ops.rope import cpu, native, reference
 
-rope = Op("rope", reference.rope, cpu=cpu.rope)
+rope = Op("rope", reference.rope, cpu=cpu.rope, native=native.rope)

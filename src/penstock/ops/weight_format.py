@@ -1,0 +1,33 @@
+"""How the numbers of a weight matrix are stored."""
+
+from __future__ import annotations
+
+import enum
+
+
+class Format(enum.Enum):
+    """How the numbers of a packed weight are stored. `code` is that of `native.cpp`."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    INT8 = "int8"
+    INT4 = "int4"
+
+    @property
+    def code(self) -> int:
+        return tuple(Format).index(self)
+
+    @property
+    def activation_group(self) -> int | None:
+        """Inputs whose activations share a scale; None: activations stay as they are."""
+        return {Format.INT8: 128, Format.INT4: 32}.get(self)
+
+    @property
+    def together(self) -> int:
+        """Inputs are filled up to a multiple of this."""
+        return {Format.FLOAT32: 1, Format.BFLOAT16: 2, Format.INT8: 128, Format.INT4: 32}[self]
+
+    @property
+    def bits(self) -> int:
+        """Of a number, its scale apart."""
+        return {Format.FLOAT32: 32, Format.BFLOAT16: 16, Format.INT8: 8, Format.INT4: 4}[self]
