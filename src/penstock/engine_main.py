@@ -1,4 +1,4 @@
-"""The engine process: `python -m penstock.engine_main FOLDER`, options as JSON on standard input.
+"""The engine process: `python -m penstock.engine_main FOLDER PARENT`, options as JSON on standard input.
 
 It ends with its parent: an engine without a front end serves nobody and would hold its memory for ever.
 """
@@ -65,7 +65,7 @@ class _NeverWaiting(logging.handlers.QueueHandler):
 
 def main() -> int:
     """Serve until told to stop. Exit codes: 0 asked to, 1 a broken step, 2 options or model, 3 the parent is gone."""
-    parent = os.getppid()
+    parent = int(sys.argv[2])  # told, not asked for: it may be gone before we come to ask
     threading.Thread(target=_end_with_parent, args=(parent,), name="parent", daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the front end decides what a signal means
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -107,7 +107,7 @@ class EngineProcess:
         self._folder = Path(tempfile.mkdtemp(prefix="penstock-"))
         self._link = ZmqFrontEnd(self._folder)
         self._is_closing = False
-        command = [sys.executable, "-m", "penstock.engine_main", str(self._folder)]
+        command = [sys.executable, "-m", "penstock.engine_main", str(self._folder), str(os.getpid())]
         # a session of its own: Ctrl-C is for the front end alone, from the first moment of the start
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, env={**KERNEL_CACHES, **os.environ}, start_new_session=True
@@ -133,6 +133,12 @@ class EngineProcess:
         if not self._is_closing:
             how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
             self._link.inject(Died(f"the engine process ended {how}", is_abrupt=True))
+
+    def abandon(self) -> None:
+        """End the process before anybody was connected to it."""
+        self._process.kill()
+        self._process.wait()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     async def close(self, client: EngineClient, patience_s: float = 5.0) -> None:
         """End the process: by request, then by force."""

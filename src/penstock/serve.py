@@ -169,7 +169,11 @@ def serve(engine: EngineOptions, options: ServeOptions, began_s: float) -> int:
     doorman = Doorman(has_keys=bool(options.api_keys))
     listener = listen(options.host, options.port, is_protected=doorman.has_keys or options.allow_open)
     process = EngineProcess(engine)  # it imports torch while we read the tokenizer
-    tokenizer = Tokenizer.from_path(engine.model_path)
+    try:
+        tokenizer = Tokenizer.from_path(engine.model_path)
+    except BaseException:
+        process.abandon()
+        raise
     supervisor = Supervisor(engine, options, doorman, tokenizer, began_s)
 
     server = Server(

@@ -48,6 +48,16 @@ def test_corrupt_weights(run_cli, model_copy):
     assert "model.safetensors" in one_line(error)
 
 
+def test_a_corrupt_tokenizer_leaves_no_folder_behind(run_cli, model_copy, tmp_path, monkeypatch):
+    (model_copy / "tokenizer.json").write_text("{")
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    code, _, error = run_cli("serve", str(model_copy), "--port", "0")
+    assert code == 2
+    assert "tokenizer" in one_line(error)
+    assert not list((tmp_path / "tmp").iterdir())
+
+
 def test_an_unsupported_architecture(run_cli, model_copy):
     config = json.loads((model_copy / "config.json").read_text())
     config |= {"architectures": ["MambaForCausalLM"], "model_type": "mamba"}

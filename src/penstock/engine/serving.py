@@ -36,10 +36,12 @@ class Heart(threading.Thread):
         self._is_over = threading.Event()
 
     def run(self) -> None:
-        while not self._is_over.wait(BEAT_EVERY_S):
+        while True:  # the first beat at once: whoever asks for the counters after the start gets them
             began_s = self.step_began_s
             age_s = 0.0 if began_s is None else time.monotonic() - began_s
             self._link.send(Beat(self.counters, age_s))
+            if self._is_over.wait(BEAT_EVERY_S):
+                return
 
     def stop(self) -> None:
         self._is_over.set()
