@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from penstock.cache.groups import PagedGroup, StateGroup
 from penstock.cache.prefix import KeyChain, root_key
+from penstock.core.errors import UnsupportedModel
 from penstock.core.executor import StateKind, StateSpec
 from penstock.core.plan import BlockCopy, RowBlocks
 from penstock.core.sequence import Sequence, SequenceView
@@ -46,8 +47,16 @@ class Counters:
 def build_groups(
     specs: tuple[StateSpec, ...], n_blocks: tuple[int, ...], new_retain: Callable[[], RetainPolicy]
 ) -> tuple[StateGroup, ...]:
-    """The state groups of a model, each with its own pool and its own retain policy."""
+    """The state groups of a model, each with its own pool and its own retain policy.
+
+    Raises UnsupportedModel for a kind of state that no group keeps yet.
+    """
     kinds = {StateKind.PAGED: PagedGroup}
+    for spec in specs:
+        if spec.kind not in kinds:
+            raise UnsupportedModel(
+                f"state group {spec.name!r}: {spec.kind.value} state is not kept yet, paged state is"
+            )
     return tuple(kinds[spec.kind](spec, n, new_retain()) for spec, n in zip(specs, n_blocks, strict=True))
 
 
@@ -56,6 +65,7 @@ class Memory:
 
     def __init__(self, groups: tuple[StateGroup, ...], key_tokens: int, *, share_prefixes: bool = True) -> None:
         """key_tokens: tokens of one link of the hash chain, the block size of the groups that cache."""
+        assert all(group.spec.block_tokens == key_tokens for group in groups if isinstance(group, PagedGroup))
         self.groups = groups
         self.counters = Counters()
         self._key_tokens = key_tokens

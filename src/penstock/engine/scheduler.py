@@ -115,9 +115,11 @@ class Scheduler:
         """A stop string was found behind the first `output_tokens` outputs of a sample: it ends there."""
         self._now_s = now_s
         samples = self.ledger.samples(request_id)
-        if samples and samples[index].state not in ENDED:
-            del samples[index].tokens[len(samples[index].request.prompt) + output_tokens :]
-            self._end(samples[index], FinishReason.STOP)
+        if not 0 <= index < len(samples) or samples[index].state in ENDED:
+            return  # it ended by itself meanwhile
+        seq = samples[index]
+        del seq.tokens[len(seq.request.prompt) + max(0, output_tokens) :]
+        self._end(seq, FinishReason.STOP)
 
     def _check_request(self, request: Request) -> None:
         prompt_tokens, context = len(request.prompt), self.facts.max_model_tokens
