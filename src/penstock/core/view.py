@@ -55,7 +55,8 @@ class LengthPredictor(Protocol):
 class View:
     """The state of one instance at one moment. Orders are total; nothing here changes while a policy looks.
 
-    waiting: the queue, in the order of arrival at it; the `order` slot ranks it for admission. prefilling: running sequences with known tokens to compute,
+    waiting: the queue, in the order of arrival at it; the `order` slot ranks it for admission. prefilling: running
+    sequences with known tokens to compute,
     in the order of their admission. decoding: the rows that take a token each step. running: all that hold a row.
     """
 
