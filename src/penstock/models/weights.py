@@ -167,7 +167,7 @@ def _packed(parameter: Parameter, tensor: Tensor, packing: Format | None) -> Ten
 
 def _is_matrix(parameter: Parameter) -> bool:
     """A linear layer multiplies by it, and nothing else looks into it: latent attention cuts its `kv_b` to pieces."""
-    return len(parameter.shape) == 2 and not parameter.name.endswith(("_norm", ".kv_b"))
+    return len(parameter.shape) == 2 and not parameter.name.endswith(("_norm", "_bias", ".kv_b"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
