@@ -1,4 +1,4 @@
-"""For all tests: CI looks at the same examples every time, so that a red run means a change; elsewhere they are random."""
+"""For all tests: CI looks at the same examples every time, so that red means a change; elsewhere they are random."""
 
 from __future__ import annotations
 
