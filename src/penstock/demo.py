@@ -35,7 +35,10 @@ def run_demo(n_requests: int) -> int:
         url = _wait_listening(server)
         _wait_ready(url, server)
         console.rule("a completion: def quicksort(")
-        _stream(f"{url}/v1/completions", {"prompt": "def quicksort(", "max_tokens": 128, "temperature": 0})
+        _stream(
+            f"{url}/v1/completions",
+            {"prompt": "def quicksort(", "max_tokens": 128, "temperature": 0, "stop": ["\n\n\n"]},
+        )
         console.rule("a chat answer")
         question = [{"role": "user", "content": "What does textwrap.dedent do?"}]
         _stream(f"{url}/v1/chat/completions", {"messages": question, "max_tokens": 96, "temperature": 0})
