@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 import msgspec
@@ -20,7 +21,7 @@ FINISH: Mapping[FinishReason | None, bytes] = {None: b"null"} | {
 _encode = msgspec.json.Encoder().encode
 
 
-class Chunks:
+class Chunks(ABC):
     """Writes the events of one call. Subclasses know the form of a choice."""
 
     kind = b""
@@ -67,11 +68,11 @@ class Chunks:
             return b'"finish_reason":null}'
         return b'"finish_reason":%b,"stop_reason":%b}' % (FINISH[delta.finish_reason], _encode(delta.stop))
 
-    def _first(self, index: int, prompt: int, delta: OutputDelta) -> bytes:
-        raise NotImplementedError
+    @abstractmethod
+    def _first(self, index: int, prompt: int, delta: OutputDelta) -> bytes: ...
 
-    def _choice(self, index: int, delta: OutputDelta) -> bytes:
-        raise NotImplementedError
+    @abstractmethod
+    def _choice(self, index: int, delta: OutputDelta) -> bytes: ...
 
 
 class CompletionChunks(Chunks):

@@ -79,7 +79,8 @@ class SamplingParams:
     """How output tokens are chosen and when to stop; the names are those of the OpenAI and vLLM clients.
 
     temperature 0 is greedy. top_k 0 and top_p 1 and min_p 0 switch the filter off. `seed` fixes the samples of this
-    request: they never depend on its neighbours. `max_tokens` None: as many as the context has room for.
+    request: they do not depend on its neighbours, but for the rounding of kernels by batch size. `max_tokens` None: as
+    many as the context has room for; less where the whole pool could not hold them.
     `logprobs` N: the N most likely tokens beside each chosen one; `prompt_logprobs` likewise for the prompt.
     `stop` strings end the text before them (kept with `include_stop_str_in_output`); `stop_token_ids` end it too.
 

@@ -35,7 +35,7 @@ def sample(
 ) -> Tensor:
     """Draw one token per row; the argmax (lowest id of equals) where the temperature is 0.
 
-    The order of the steps is that of transformers and vLLM:
+    The order of the steps is that of transformers:
     1. logits / temperature.
     2. top-k: keep the k largest; 0 keeps all.
     3. top-p: of what is left, renormalized, keep the smallest set of most likely tokens whose mass reaches p.
