@@ -9,7 +9,7 @@ import grimp
 import pytest
 
 SHELLS = {
-    "cli", "demo", "engine_main", "launch", "listing", "llm", "options", "serve", "terminal",
+    "cli", "demo", "demonstrations", "engine_main", "launch", "listing", "llm", "options", "serve", "terminal",
 }  # fmt: skip
 ALLOWED: dict[str, set[str]] = {
     "core": set(),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from penstock.demonstrations import DEMONSTRATIONS
 from penstock.listing import SYSTEMS, fill_in
 
 ROOT = Path(__file__).parents[1]
@@ -21,3 +22,8 @@ def test_every_system_names_its_room_and_a_demonstration():
     for system in SYSTEMS:
         assert (ROOT / "src" / "penstock" / system.room.split("/")[0]).is_dir()
         assert system.demonstration.startswith(("penstock ", "python benchmarks/"))
+
+
+def test_every_demonstration_is_one_of_a_listed_system():
+    named = {word for system in SYSTEMS for word in system.demonstration.split("penstock demonstrate ")[1:]}
+    assert named == set(DEMONSTRATIONS)

@@ -28,6 +28,11 @@ Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 KvMemory = Annotated[str | None, typer.Option("--kv-memory", help="Size of the KV pool, as 4GiB. [default: a share]")]
 MaxRunning = Annotated[int, typer.Option(help="Most sequences at a time.")]
 MaxModelTokens = Annotated[int | None, typer.Option(help="A shorter context than the model's.")]
+WindowTokens = Annotated[
+    int | None,
+    typer.Option(help="StreamingLLM: keep the last N tokens and the sinks, without an end. [default: keep all]"),
+]
+SinkTokens = Annotated[int, typer.Option(help="First tokens that are kept beside --window-tokens.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads of the engine. [default: all cores]")]
 Policy = Annotated[str, typer.Option("--policy", help="A preset of policies; see `penstock policies`.")]
 SlotName = Annotated[str | None, typer.Option(help="Replace this slot's policy.")]
@@ -119,6 +124,8 @@ def serve(
     kv_memory: KvMemory = None,
     max_running: MaxRunning = 64,
     max_model_tokens: MaxModelTokens = None,
+    window_tokens: WindowTokens = None,
+    sink_tokens: SinkTokens = 4,
     max_queued_requests: Annotated[int, typer.Option(help="Most waiting requests; more get 503.")] = 4096,
     max_queued_tokens: Annotated[int, typer.Option(help="Most waiting prompt tokens; more get 503.")] = 4_194_304,
     prefix_caching: Annotated[bool, typer.Option(help="Share the state of equal prompt prefixes.")] = True,
@@ -166,6 +173,8 @@ def serve(
         "kv_memory": kv_memory,
         "max_running": max_running,
         "max_model_tokens": max_model_tokens,
+        "window_tokens": window_tokens,
+        "sink_tokens": sink_tokens,
         "max_queued_requests": max_queued_requests,
         "max_queued_tokens": max_queued_tokens,
         "prefix_caching": prefix_caching,
@@ -254,6 +263,20 @@ def systems() -> None:
     from penstock.listing import print_systems
 
     print_systems()
+
+
+@app.command()
+def demonstrate(
+    system: Annotated[str, typer.Argument(help="A name that `penstock systems` lists.")],
+    tokens: Annotated[int | None, typer.Option(min=10, help="Length of what it runs. [default: its own]")] = None,
+) -> None:
+    """Measure what a published system does, on and off in one run, on the bundled model."""
+    from penstock.core.errors import UnknownName
+    from penstock.demonstrations import DEMONSTRATIONS
+
+    if system not in DEMONSTRATIONS:
+        raise UnknownName("demonstration", system, DEMONSTRATIONS)
+    DEMONSTRATIONS[system](tokens)
 
 
 def _mount() -> None:

@@ -37,6 +37,12 @@ SYSTEMS = (
         switch="penstock replay --trace steady|ragged|bursts|day, or penstock trace generate",
         demonstration="penstock trace show steady; penstock trace show bursts",
     ),
+    System(
+        name="streaming-llm",
+        room="models",
+        switch="penstock serve --window-tokens 1020 --sink-tokens 4",
+        demonstration="penstock demonstrate streaming-llm",
+    ),
 )
 
 

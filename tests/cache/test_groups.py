@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from penstock.cache.groups import PagedGroup
 from penstock.cache.memory import Memory
+from penstock.cache.windowed import WindowedGroup
 from penstock.core.sequence import SeqState
 from penstock.core.view import Admission
 from penstock.policy.admit.watermark import Watermark
@@ -20,7 +20,6 @@ from tests.cache.toy_groups import (
     RECURRENT,
     WINDOWED,
     RecurrentGroup,
-    WindowedGroup,
     states_of,
     store_of,
 )
@@ -126,11 +125,13 @@ class GroupsMachine(RuleBasedStateMachine):
     def advance(self, data, ahead):
         """Make room, and compute what is known; behind the last known token comes an output."""
         seq = self.pick(data, self.seqs)
-        to_tokens = min(seq.planned_tokens + ahead, len(seq.tokens))
+        to_tokens = min(seq.planned_tokens + min(ahead, self.memory.chunk_tokens or ahead), len(seq.tokens))
         if self.grow(seq, to_tokens):
             self.compute(seq, to_tokens)
 
     def grow(self, seq, to_tokens):
+        self.memory.trim(seq)
+        self.check_content(seq)
         before = self.seen()
         short = [
             group for group in self.memory.groups if group.missing_blocks(seq.id, to_tokens) > group.pool.available
@@ -169,13 +170,14 @@ class GroupsMachine(RuleBasedStateMachine):
         self.n_seqs += 1
         child = make_seq(f"r{self.n_seqs}", list(parent.tokens[: limit + 1]), parent.request.cache_salt)
         before = self.seen()
-        fork = self.memory.try_fork(parent, child, limit)
+        tokens = self.memory.fork_tokens(parent, limit)
+        assert tokens <= limit
+        fork = self.memory.try_fork(parent, child, tokens)
         if fork is None:
             assert self.seen() == before, "one group was short, and another changed"
             return
         for copy in fork.copies:
             self.stores[copy.group].copy(copy.source, copy.target)
-        assert fork.tokens <= limit
         self.enter(child, fork.tables, fork.tokens)
         self.check_content(parent)
 
@@ -185,7 +187,7 @@ class GroupsMachine(RuleBasedStateMachine):
         seq = self.pick(data, self.seqs)
         del self.seqs[seq.id], self.tables[seq.id], self.room[seq.id]
         self.memory.release(seq, 0.0, is_over=is_over)
-        assert self.memory.held_blocks(seq) == 0
+        assert all(pool.held_blocks(seq) == 0 for pool in self.memory.pools)
         if is_over:
             self.memory.forget(seq)
         else:
@@ -234,7 +236,7 @@ def test_a_hit_is_the_longest_that_suits_every_group():
         (("paged",), 20),
         (("paged", "recurrent"), 16),  # the last checkpoint
         (("windowed",), 20),
-        (("paged", "windowed", "recurrent"), 0),  # at 16 the window is gone, at 20 there is no checkpoint
+        (("paged", "windowed", "recurrent"), 16),  # what lies behind a window stays cached until it is evicted
     ):
         memory = make_memory(kinds, [16] * len(kinds))
         run_once(memory, make_seq("a", [1] * 23))
@@ -256,27 +258,60 @@ def test_one_group_that_is_short_keeps_the_others_as_they_are():
     assert sum(memory.groups[0].index.knows(block) for block in range(4)) == 2
 
 
-def test_a_shared_block_of_a_ring_is_copied_before_its_place_is_taken():
-    """The chunk that takes the place still reads what was there, and so does the sibling."""
+def test_two_that_share_a_window_leave_it_behind_one_after_the_other():
     machine = GroupsMachine()
     machine.memory = make_memory(("windowed",), [12])
     machine.stores, machine.tables, machine.room = [store_of(WINDOWED)], {}, {}
     machine.seqs, machine.waiting, machine.n_seqs = {}, {}, 1
     parent, child = make_seq("p", [1] * 20), make_seq("c", [1] * 40)
     machine.begin(parent)
-    assert machine.grow(parent, 20)
-    machine.compute(parent, 20)
-    fork = machine.memory.try_fork(parent, child, 16)
+    for stop in (12, 20):
+        assert machine.grow(parent, stop)
+        machine.compute(parent, stop)
+    fork = machine.memory.try_fork(parent, child, machine.memory.fork_tokens(parent, 18))
+    assert fork.tokens == 18
+    for copy in fork.copies:
+        machine.stores[0].copy(copy.source, copy.target)
     machine.enter(child, fork.tables, fork.tokens)
     assert machine.grow(child, 28)
-    machine.check_content(child)
     machine.compute(child, 28)
     machine.check_content(parent)
+    machine.memory.trim(child)
+    assert machine.memory.groups[0].held_blocks("c.0") == 3  # sinks, and positions 23 to 27
 
 
-@pytest.mark.xfail(strict=True, reason="MemoryView mixes units: blocks needed in one group, available in another")
+def test_a_sequence_holds_sinks_and_window_however_long_it_is():
+    memory = make_memory(("windowed",), [9])
+    seq = make_seq("a", [1] * 400)
+    seq.row = 0
+    memory.start(seq)
+    held = []
+    for stop in range(1, 401):
+        memory.trim(seq)
+        assert memory.try_grow(seq, stop) is not None
+        seq.plan_to(stop)
+        held.append(memory.groups[0].held_blocks("a.0"))
+    assert max(held) == WINDOWED.decoding_blocks_for(400) == 4
+    memory.release(seq, 0.0, is_over=True)
+    assert memory.groups[0].pool.available == 9
+
+
+def test_a_pool_smaller_than_the_window_holds_what_fits():
+    memory = make_memory(("windowed",), [2])
+    assert memory.fits_ever(8)
+    assert not memory.fits_ever(9)
+
+
+def test_a_small_pool_bounds_the_chunks_of_its_sequences():
+    memory = make_memory(("windowed",), [5])
+    assert (
+        memory.chunk_tokens == 7
+    )  # beside 2 sinks in a block: 5 tokens of the window and 7 more, anywhere in 4 blocks
+    assert memory.fits_ever(10_000)
+
+
 def test_what_fits_every_group_may_start():
-    """20 tokens need 5 of 40 paged blocks and 3 of 4 states; the view says 6 are needed and 4 available."""
+    """20 tokens need 6 of 40 paged blocks and 3 of 4 states; the groups' blocks are not compared with each other."""
     memory = make_memory(("paged", "recurrent"), (40, 4))
     seq = make_seq("a", [1] * 20)
     assert memory.fits_ever(21)

@@ -36,6 +36,7 @@ class MemoryMachine(RuleBasedStateMachine):
     @initialize(n_blocks=st.integers(3, 30))
     def make(self, n_blocks):
         self.memory, self.group = make_memory(n_blocks)
+        (self.pool,) = self.memory.pools
         self.n_blocks = n_blocks
         self.content: dict[tuple[int, int], tuple[str, tuple[int, ...]]] = {}  # slot -> salt, tokens up to it
         self.tables: dict[str, list[int]] = {}
@@ -151,7 +152,7 @@ class MemoryMachine(RuleBasedStateMachine):
         seq = self.pick(data)
         del self.seqs[seq.id], self.tables[seq.id]
         self.memory.release(seq, self.now_s, is_over=is_over)
-        assert self.memory.held_blocks(seq) == 0
+        assert self.pool.held_blocks(seq) == 0
         if is_over:
             self.memory.forget(seq)
         else:  # preempted: it computes everything again, with the outputs that it has
@@ -163,7 +164,7 @@ class MemoryMachine(RuleBasedStateMachine):
     def seen(self):
         pool = self.group.pool
         return (
-            self.memory.available_blocks,
+            self.pool.available_blocks,
             [(pool.state(block), pool.users(block), self.group.index.knows(block)) for block in range(self.n_blocks)],
         )
 
@@ -179,9 +180,9 @@ class MemoryMachine(RuleBasedStateMachine):
     @invariant()
     def blocks_are_held_by_those_who_have_them(self):
         held = set().union(*self.tables.values()) if self.tables else set()
-        assert self.memory.available_blocks == self.n_blocks - len(held)
+        assert self.pool.available_blocks == self.n_blocks - len(held)
         for name, seq in self.seqs.items():
-            assert self.memory.held_blocks(seq) == len(self.tables[name])
+            assert self.pool.held_blocks(seq) == len(self.tables[name])
 
     @invariant()
     def a_waiting_sequence_hits_only_what_it_would_compute(self):

@@ -126,7 +126,7 @@ class Driver:
         assert not self.engine.has_work, f"stuck with {sorted(self.open)}"
         ledger = self.engine.scheduler.ledger
         assert ledger.accepted == sum(ledger.ended.values()) == self.n_added
-        assert self.engine.scheduler.memory.available_blocks == self.n_blocks
+        assert self.engine.scheduler.memory.pools[0].available_blocks == self.n_blocks
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -181,7 +181,7 @@ def test_a_fork_that_finds_no_memory_does_not_keep_its_paused_parent_from_going_
     executor.allocate((8,))
     engine, outcome = build_engine(executor, (8,), policies, clock=VirtualClock()), Outcome()
     engine.add(request("a", [1] * 6, max_tokens=26, n=2))
-    while engine.scheduler.memory.available_blocks:
+    while engine.scheduler.memory.pools[0].available_blocks:
         for update in engine.step():
             outcome.note(update)
     policy.is_calm = True

@@ -108,12 +108,20 @@ updates = st.builds(
 specs = st.builds(
     StateSpec,
     name=text,
-    kind=st.sampled_from(StateKind),
+    kind=st.sampled_from([kind for kind in StateKind if kind is not StateKind.WINDOWED]),
     layers=st.lists(counts, max_size=4).map(tuple),
     block_tokens=counts,
     block_bytes=counts,
-    window_tokens=st.none() | counts,
+) | st.builds(
+    StateSpec,
+    name=text,
+    kind=st.just(StateKind.WINDOWED),
+    layers=st.lists(counts, max_size=4).map(tuple),
+    block_tokens=counts,
+    block_bytes=counts,
+    window_tokens=counts,
     sink_tokens=counts,
+    chunk_tokens=counts,
 )
 facts = st.builds(
     ModelFacts,

@@ -109,7 +109,7 @@ def test_an_aborted_request_frees_its_blocks_at_once():
         outcome.take(engine)
         engine.step()
     engine.abort("a")
-    assert engine.scheduler.memory.available_blocks == engine.scheduler.memory.total_blocks
+    assert engine.scheduler.memory.pools[0].available_blocks == engine.scheduler.memory.pools[0].total_blocks
     outcome.run(engine)
     assert outcome.reasons["a", 0] is FinishReason.ABORT
 
@@ -315,7 +315,7 @@ def test_however_requests_are_served_each_gets_its_own_tokens(
                 assert outcome.reasons[name, k] is FinishReason.LENGTH
     ledger = engine.scheduler.ledger
     assert ledger.accepted == len(asked) == sum(ledger.ended.values())
-    assert engine.scheduler.memory.available_blocks == n_blocks
+    assert engine.scheduler.memory.pools[0].available_blocks == n_blocks
 
 
 def test_layers_can_be_planned_one_at_a_time_beside_decodes():

@@ -27,6 +27,7 @@ MORE_FAMILIES = (
 )  # fmt: skip
 MAX_NEW_TOKENS = 14
 CONTEXT = 96
+STREAM = {"sink_tokens": 2, "window_tokens": 9}
 PROMPT_LENGTHS = (1, 3, 7, 8, 9, 16, 17, 30, 41)
 
 
@@ -82,6 +83,7 @@ requests = st.lists(
 scenarios = given(
     asked=requests,
     n_blocks=st.integers(24, 60),
+    window_blocks=st.integers(4, 40),  # of a state group that keeps a window
     max_rows=st.integers(1, 6),
     look_ahead=st.integers(0, 2),
     preset=st.sampled_from(sorted(PRESETS)),
@@ -105,18 +107,58 @@ def test_so_is_that_of_every_further_family(reference, family, **scenario):
     serve_and_compare(*reference(family), **scenario)
 
 
-def serve_and_compare(folder, wanted, *, asked, n_blocks, max_rows, look_ahead, preset, budget_tokens, cuts, restless):
+@pytest.fixture(scope="module")
+def streamed(tmp_path_factory):
+    """family -> (folder, the greedy stream behind every prompt, with sinks and a window, one after the other)."""
+
+    @cache
+    def make(family):
+        folder = save(make_model(family), tmp_path_factory.mktemp(family))
+        executor = build_executor(folder, dtype="float32", kv_memory_bytes=1 << 21, max_model_tokens=CONTEXT, **STREAM)
+        engine = build_engine(executor, executor.n_blocks, build_policies(), share_prefixes=False)
+        sampling = SamplingParams(max_tokens=MAX_NEW_TOKENS, temperature=0.0, ignore_eos=True)
+        outcome = Outcome()
+        for k, ids in enumerate(PROMPTS):
+            engine.add(Request(id=f"r{k}", prompt=ids, sampling=sampling))
+            while engine.has_work:
+                for update in engine.step():
+                    outcome.note(update)
+        engine.close()
+        return folder, [outcome.tokens[f"r{k}", 0] for k in range(len(PROMPTS))]
+
+    return make
+
+
+@pytest.mark.parametrize("family", ["llama3-gqa", "gemma2", "gpt-oss", "deepseek-v2", "smollm3"])
+@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@scenarios
+def test_a_stream_of_sinks_and_a_window_is_the_same_however_it_was_served(streamed, family, **scenario):
+    serve_and_compare(*streamed(family), **scenario, **STREAM)
+
+
+def serve_and_compare(
+    folder, wanted, *, asked, n_blocks, window_blocks, max_rows, look_ahead, preset, budget_tokens, cuts, restless,
+    **options,
+):  # fmt: skip
     policies = build_policies(preset, options={"batch": {"budget_tokens": budget_tokens}})
     if cuts is not None:
         policies = replace(policies, batch=RandomLayers(tuple(cuts)))
     if restless is not None:
         policies = replace(policies, preempt=Restless(restless))
     executor = build_executor(
-        folder, dtype="float32", kv_memory_bytes=1 << 20, max_rows=max_rows, block_tokens=4, max_model_tokens=CONTEXT
+        folder,
+        dtype="float32",
+        kv_memory_bytes=1 << 21,
+        max_rows=max_rows,
+        block_tokens=4,
+        max_model_tokens=CONTEXT,
+        **options,
     )
     clock = VirtualClock()
     # The scheduler is told of fewer blocks than there are, so that memory runs short.
-    engine = build_engine(executor, (n_blocks,), policies, clock=clock, look_ahead=look_ahead)
+    told = tuple(n_blocks if spec.window_tokens is None else window_blocks for spec in executor.facts.states)
+    assert all(few <= have for few, have in zip(told, executor.n_blocks, strict=True))
+    engine = build_engine(executor, told, policies, clock=clock, look_ahead=look_ahead)
     outcome = Outcome()
 
     def step() -> None:

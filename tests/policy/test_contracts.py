@@ -197,7 +197,10 @@ def test_a_wrong_order_policy_is_named(wrong, complaint):
     ("admission", "complaint"),
     [
         (True, "no Admission"),
-        (lambda view: Admission.START if view.memory.available_blocks < 30 else Admission.WAIT, "but not with"),
+        (
+            lambda view: Admission.START if view.memory.pools[0].available_blocks < 30 else Admission.WAIT,
+            "but not with",
+        ),
     ],
 )
 def test_a_wrong_admit_policy_is_named(admission, complaint):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from penstock.core.plan import DecodeGroup
 from penstock.core.request import Objective, Request, SamplingParams
 from penstock.core.sequence import SeqState, Sequence, SequenceView, StepCounter
-from penstock.core.view import View
+from penstock.core.view import PoolView, View
 from penstock.policy.predict.max_tokens import MaxTokens
 
 N_LAYERS = 4
@@ -19,13 +19,17 @@ CATEGORIES = ["", "chat", "code"]
 
 @dataclass(frozen=True)
 class Blocks:
-    """A MemoryView that was told everything."""
+    """A MemoryView of one pool that was told everything; it is its own pool."""
 
     block_tokens: int = 4
     total_blocks: int = 64
     available_blocks: int = 64
     held: Mapping[str, int] = field(default_factory=dict)
     hits: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def pools(self) -> tuple[PoolView, ...]:
+        return (self,)
 
     def blocks_for(self, tokens: int) -> int:
         return -(-tokens // self.block_tokens)

@@ -55,6 +55,7 @@ class ToyDecoder:
             block_bytes=1,
             window_tokens=WINDOW if kind is StateKind.WINDOWED else None,
             sink_tokens=SINKS if kind is StateKind.WINDOWED else 0,
+            chunk_tokens=MAX_TOKENS if kind is StateKind.WINDOWED else None,
         )
 
     def new_pool(self, layer: int, n_blocks: int) -> Tensor:
@@ -84,7 +85,12 @@ class ToyDecoder:
                 else:
                     n_blocks = -(-kv_len // batch.block_tokens)
                     keys, values = pool[:, batch.tables_SB[s, :n_blocks]].reshape(2, -1, WIDTH)[:, :kv_len]
-                    out = attend(q_TD[own], keys, values, start, self.kinds[layer])
+                    is_seen_TL = seen(start, own.stop - own.start, kv_len, self.kinds[layer], n_sinks=0)
+                    if batch.sinks is not None and self.kinds[layer] is StateKind.WINDOWED:  # the same for all tokens
+                        sinks = pool.view(2, -1, WIDTH)[:, batch.sinks.slots_TK[own.start]]
+                        keys, values = (torch.cat(pair) for pair in zip(sinks, (keys, values), strict=True))
+                        is_seen_TL = torch.cat((batch.sinks.is_seen_TK[own], is_seen_TL), dim=1)
+                    out = attend(q_TD[own], keys, values, is_seen_TL)
                 mixed.append(out)
             x_TD = x_TD + torch.tanh(torch.cat(mixed))
         return x_TD
@@ -104,18 +110,22 @@ class ToyDecoder:
             if kind is StateKind.RECURRENT:
                 out = decayed_sums(v_TD, torch.zeros(WIDTH, dtype=torch.float64))
             else:
-                out = attend(q_TD, k_TD, v_TD, 0, kind)
+                out = attend(q_TD, k_TD, v_TD, seen(0, len(ids), len(ids), kind, SINKS))
             x_TD = x_TD + torch.tanh(out)
         return self.logits(x_TD)
 
 
-def attend(q_TD: Tensor, k_LD: Tensor, v_LD: Tensor, start: int, kind: StateKind) -> Tensor:
-    """Query t stands at start + t."""
-    at_T1 = torch.arange(start, start + len(q_TD)).unsqueeze(1)
-    at_L = torch.arange(len(k_LD))
+def seen(start: int, n_tokens: int, n_keys: int, kind: StateKind, n_sinks: int) -> Tensor:
+    """Which keys each of the tokens from `start` on reads."""
+    at_T1 = torch.arange(start, start + n_tokens).unsqueeze(1)
+    at_L = torch.arange(n_keys)
     is_seen_TL = at_L <= at_T1
     if kind is StateKind.WINDOWED:
-        is_seen_TL &= (at_L < SINKS) | (at_L > at_T1 - WINDOW)
+        is_seen_TL &= (at_L < n_sinks) | (at_L > at_T1 - WINDOW)
+    return is_seen_TL
+
+
+def attend(q_TD: Tensor, k_LD: Tensor, v_LD: Tensor, is_seen_TL: Tensor) -> Tensor:
     scores_TL = (q_TD @ k_LD.T / math.sqrt(WIDTH)).masked_fill(~is_seen_TL, -torch.inf)
     return scores_TL.softmax(-1) @ v_LD
 

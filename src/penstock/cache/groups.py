@@ -26,14 +26,22 @@ class Growth:
     copies: tuple[tuple[int, int], ...] = ()
 
 
+NO_GROWTH = Growth(0, ())
+
+
 class StateGroup(Protocol):
     """The state of one group of layers, for all sequences of an instance."""
 
     @property
     def pool(self) -> BlockPool: ...
 
+    @property
+    def chunk_tokens(self) -> int | None:
+        """The most tokens of one sequence that a step may take; None: any number."""
+        ...
+
     def blocks_for(self, tokens: int) -> int:
-        """Blocks of a sequence of so many tokens."""
+        """The most blocks that a sequence holds until it has so many tokens."""
         ...
 
     def longest_hit(self, chain: KeyChain, limit_tokens: int) -> int:
@@ -67,6 +75,10 @@ class StateGroup(Protocol):
         """
         ...
 
+    def trim(self, seq_id: str, computed_tokens: int, now_s: float) -> None:
+        """Give back what no token from `computed_tokens` on reads: those before it went through every layer."""
+        ...
+
     def grow(self, seq_id: str, to_tokens: int) -> Growth | None:
         """Make room for tokens [0, to_tokens). None, and nothing changed, if blocks are short."""
         ...
@@ -97,8 +109,12 @@ class PagedGroup:
         self._tables: dict[str, list[int]] = {}
         self._noted: dict[str, int] = {}  # blocks of a table that `note_full` has handled
 
+    @property
+    def chunk_tokens(self) -> int | None:
+        return None
+
     def blocks_for(self, tokens: int) -> int:
-        return -(-tokens // self.spec.block_tokens)
+        return self.spec.blocks_for(tokens)
 
     def held_blocks(self, seq_id: str) -> int:
         return len(self._tables.get(seq_id, ()))
@@ -146,6 +162,9 @@ class PagedGroup:
         self._noted[seq_id] = min(whole, self._noted[parent_id])
         copies = tuple((self._tables[parent_id][whole], block) for block in fresh)
         return Growth(0, (*shared, *fresh), copies)
+
+    def trim(self, seq_id: str, computed_tokens: int, now_s: float) -> None:
+        """Every token reads all before it."""
 
     def grow(self, seq_id: str, to_tokens: int) -> Growth | None:
         table = self._tables[seq_id]

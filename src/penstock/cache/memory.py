@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from penstock.cache.groups import PagedGroup, StateGroup
 from penstock.cache.prefix import KeyChain, root_key
+from penstock.cache.windowed import WindowedGroup
 from penstock.core.errors import UnsupportedModel
 from penstock.core.executor import StateKind, StateSpec
 from penstock.core.plan import BlockCopy, RowBlocks
@@ -51,13 +52,42 @@ def build_groups(
 
     Raises UnsupportedModel for a kind of state that no group keeps yet.
     """
-    kinds = {StateKind.PAGED: PagedGroup}
+    kinds: dict[StateKind, type[PagedGroup] | type[WindowedGroup]] = {
+        StateKind.PAGED: PagedGroup,
+        StateKind.WINDOWED: WindowedGroup,
+    }
     for spec in specs:
         if spec.kind not in kinds:
+            kept = ", ".join(kind.value for kind in kinds)
             raise UnsupportedModel(
-                f"state group {spec.name!r}: {spec.kind.value} state is not kept yet, paged state is"
+                f"state group {spec.name!r}: {spec.kind.value} state is not kept yet; kept are: {kept}"
             )
     return tuple(kinds[spec.kind](spec, n, new_retain()) for spec, n in zip(specs, n_blocks, strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """A group as policies see it."""
+
+    group: StateGroup
+
+    @property
+    def total_blocks(self) -> int:
+        return self.group.pool.n_blocks
+
+    @property
+    def available_blocks(self) -> int:
+        return self.group.pool.available
+
+    @property
+    def used_frac(self) -> float:
+        return 1 - self.available_blocks / self.total_blocks
+
+    def blocks_for(self, tokens: int) -> int:
+        return self.group.blocks_for(tokens)
+
+    def held_blocks(self, seq: SequenceView) -> int:
+        return self.group.held_blocks(seq.id)
 
 
 class Memory:
@@ -65,28 +95,17 @@ class Memory:
 
     def __init__(self, groups: tuple[StateGroup, ...], key_tokens: int, *, share_prefixes: bool = True) -> None:
         """key_tokens: tokens of one link of the hash chain, the block size of the groups that cache."""
-        assert all(group.spec.block_tokens == key_tokens for group in groups if isinstance(group, PagedGroup))
+        by_block = [group.spec for group in groups if isinstance(group, PagedGroup | WindowedGroup)]
+        assert all(spec.block_tokens == key_tokens for spec in by_block)
         self.groups = groups
+        self.pools = tuple(Pool(group) for group in groups)
         self.counters = Counters()
         self._key_tokens = key_tokens
         self._share_prefixes = share_prefixes
         self._chains: dict[str, KeyChain] = {}
+        self._now_s = 0.0
 
     # --- MemoryView -------------------------------------------------------------------------------------------------
-    @property
-    def total_blocks(self) -> int:
-        return min(group.pool.n_blocks for group in self.groups)
-
-    @property
-    def available_blocks(self) -> int:
-        return min(group.pool.available for group in self.groups)
-
-    def blocks_for(self, tokens: int) -> int:
-        return max(group.blocks_for(tokens) for group in self.groups)
-
-    def held_blocks(self, seq: SequenceView) -> int:
-        return max(group.held_blocks(seq.id) for group in self.groups)
-
     def hit_tokens(self, seq: SequenceView) -> int:
         """Tokens of a waiting sequence that need not be computed; at least one always is, for its logits."""
         assert isinstance(seq, Sequence)
@@ -118,18 +137,27 @@ class Memory:
         self.counters.hit_tokens += hit
         return hit, tuple(group.start(seq.id, chain, hit) for group in self.groups)
 
-    def try_fork(self, parent: Sequence, seq: Sequence, limit_tokens: int) -> Fork | None:
-        """Begin a sequence with a resident sibling's state behind as many tokens as it still has, at most the limit.
+    def fork_tokens(self, parent: Sequence, limit_tokens: int) -> int:
+        """The most tokens, at most the limit, behind which a resident sibling still has all its state."""
+        return self._longest(limit_tokens, lambda group, limit: group.longest_fork(parent.id, limit))
+
+    def try_fork(self, parent: Sequence, seq: Sequence, tokens: int) -> Fork | None:
+        """Begin a sequence with a resident sibling's state behind `tokens` tokens, an answer of `fork_tokens`.
 
         None, and nothing changed, if one group is short of blocks.
         """
-        tokens = self._longest(limit_tokens, lambda group, limit: group.longest_fork(parent.id, limit))
         if any(group.fork_blocks(parent.id, tokens) > group.pool.available for group in self.groups):
             return None
         growths = [group.fork(parent.id, seq.id, tokens) for group in self.groups]
         self._chain(seq)
         copies = tuple(BlockCopy(g, a, b) for g, growth in enumerate(growths) for a, b in growth.copies)
         return Fork(tokens, tuple(growth.blocks for growth in growths), copies)
+
+    def trim(self, seq: Sequence) -> None:
+        """What the sequence will not read again goes back; others may find it in the cache."""
+        self.note_written(seq)
+        for group in self.groups:
+            group.trim(seq.id, seq.planned_tokens, self._now_s)
 
     def try_grow(self, seq: Sequence, to_tokens: int) -> Change | None:
         """Room for tokens [0, to_tokens) in every group; None, and nothing changed, if one is short."""
@@ -145,6 +173,12 @@ class Memory:
                 grows.append(RowBlocks(seq.row, g, growth.at, growth.blocks))
             copies.extend(BlockCopy(g, a, b) for a, b in growth.copies)
         return Change(tuple(grows), tuple(copies))
+
+    @property
+    def chunk_tokens(self) -> int | None:
+        """The most tokens of one sequence that a step may take; None: any number."""
+        bounds = [group.chunk_tokens for group in self.groups if group.chunk_tokens is not None]
+        return min(bounds, default=None)
 
     def capacity_tokens(self, seq: Sequence) -> int | None:
         """Tokens that fit before the next `try_grow`; None: any number."""
@@ -170,7 +204,8 @@ class Memory:
         self._chains.pop(seq.id, None)
 
     def tick(self, now_s: float) -> None:
-        """Let pins expire."""
+        """Time goes on: pins expire."""
+        self._now_s = now_s
         for group in self.groups:
             group.pool.expire_pins(now_s)
 

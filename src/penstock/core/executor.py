@@ -25,8 +25,9 @@ class StateKind(Enum):
 class StateSpec:
     """Layers whose state has one shape share block tables: a state group.
 
-    block_tokens: token slots of a block. block_bytes: of one block over all `layers`. window_tokens, sink_tokens:
-    for WINDOWED only.
+    block_tokens: token slots of a block. block_bytes: of one block over all `layers`. The rest is for WINDOWED only:
+    a token reads the first `sink_tokens` tokens and the last `window_tokens`, itself included; a step takes at most
+    `chunk_tokens` of one sequence, whose keys all lie there at once.
     """
 
     name: str
@@ -36,6 +37,34 @@ class StateSpec:
     block_bytes: int
     window_tokens: int | None = None
     sink_tokens: int = 0
+    chunk_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        is_windowed = self.kind is StateKind.WINDOWED
+        assert is_windowed == (self.window_tokens is not None), (
+            f"{self.name}: windowed state, and no other, has a window"
+        )
+        assert is_windowed == (self.chunk_tokens is not None), f"{self.name}: windowed state alone bounds chunks"
+
+    @property
+    def sink_blocks(self) -> int:
+        return -(-self.sink_tokens // self.block_tokens)
+
+    def blocks_for(self, tokens: int) -> int:
+        """Blocks of a sequence that was computed up to `tokens` tokens, while its last chunk is."""
+        return self._blocks(tokens, self.chunk_tokens or 1)
+
+    def decoding_blocks_for(self, tokens: int) -> int:
+        """The same, when its last chunk was one token."""
+        return self._blocks(tokens, 1)
+
+    def _blocks(self, tokens: int, chunk_tokens: int) -> int:
+        whole = -(-tokens // self.block_tokens)
+        if self.window_tokens is None:
+            return whole
+        # the keys that the chunk reads and writes may begin and end anywhere in a block
+        recent = -(-(self.window_tokens - 1 + chunk_tokens) // self.block_tokens) + 1
+        return min(whole, self.sink_blocks + recent)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

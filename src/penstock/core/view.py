@@ -16,8 +16,8 @@ from penstock.core.plan import Chunk, DecodeGroup, Plan
 from penstock.core.sequence import SequenceView
 
 
-class MemoryView(Protocol):
-    """Memory as policies see it; counts are of the tightest state group."""
+class PoolView(Protocol):
+    """The blocks of one state group. Those of another are of another size: the two are never added."""
 
     @property
     def total_blocks(self) -> int: ...
@@ -30,12 +30,21 @@ class MemoryView(Protocol):
         """Blocks that hold the state of a sequence of so many tokens."""
         ...
 
-    def hit_tokens(self, seq: SequenceView) -> int:
-        """Tokens of a waiting sequence that the cache holds."""
+    def held_blocks(self, seq: SequenceView) -> int:
+        """Blocks in the sequence's table."""
         ...
 
-    def held_blocks(self, seq: SequenceView) -> int:
-        """Blocks in the sequence's tables."""
+
+class MemoryView(Protocol):
+    """Memory as policies see it. A sequence needs room in every pool."""
+
+    @property
+    def pools(self) -> Seq[PoolView]:
+        """One per state group of the model."""
+        ...
+
+    def hit_tokens(self, seq: SequenceView) -> int:
+        """Tokens of a waiting sequence that the cache holds."""
         ...
 
 

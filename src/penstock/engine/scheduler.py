@@ -8,11 +8,12 @@ or ended meanwhile is stale and dropped. Nothing here knows what executes a plan
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from penstock.cache.memory import Change, Memory
 from penstock.core.errors import InvalidRequest, NeverFits, Overloaded, PolicyViolation, PromptTooLong
 from penstock.core.executor import ModelFacts, StepResult, TokenLogprobs
-from penstock.core.plan import NO_DECODE, Plan, RowStart
+from penstock.core.plan import NO_DECODE, Chunk, Plan, RowStart
 from penstock.core.request import Request
 from penstock.core.sequence import ENDED, RESIDENT, FinishReason, SeqState, Sequence
 from penstock.core.view import Admission, Observer, View, Yield
@@ -136,9 +137,10 @@ class Scheduler:
                 param="prompt",
             )
         if not self.memory.fits_ever(prompt_tokens + 1):
+            pool = max(self.memory.pools, key=lambda pool: pool.blocks_for(prompt_tokens + 1) - pool.total_blocks)
             raise NeverFits(
                 f"the prompt of {prompt_tokens} tokens can never be admitted: the KV pool holds "
-                f"{self.memory.total_blocks} blocks and it needs {self.memory.blocks_for(prompt_tokens + 1)}; "
+                f"{pool.total_blocks} blocks and it needs {pool.blocks_for(prompt_tokens + 1)}; "
                 "shorten it, or start the server with a larger --kv-memory",
                 param="prompt",
             )
@@ -209,8 +211,9 @@ class Scheduler:
             return True
         parent = self._fork_parent.get(seq.id)
         row = self._free_rows[-1]
-        if parent is not None and parent.state in RESIDENT and parent.planned_tokens >= len(seq.request.prompt):
-            fork = self.memory.try_fork(parent, seq, len(seq.request.prompt) - 1)
+        fork_tokens = self._fork_tokens(seq, parent)
+        if parent is not None and fork_tokens > 0:
+            fork = self.memory.try_fork(parent, seq, fork_tokens)
             if fork is None:
                 return False
             hit, tables = fork.tokens, fork.tables
@@ -237,17 +240,25 @@ class Scheduler:
         )
         return True
 
+    def _fork_tokens(self, seq: Sequence, parent: Sequence | None) -> int:
+        """Tokens whose state a sample takes over from sample 0; 0 if the prefix cache, or nobody, has more."""
+        prompt_tokens = len(seq.request.prompt)
+        if parent is None or parent.state not in RESIDENT or parent.planned_tokens < prompt_tokens:
+            return 0
+        tokens = self.memory.fork_tokens(parent, prompt_tokens - 1)
+        return tokens if tokens > self.memory.hit_tokens(seq) else 0
+
     def _bind(self, choice: Plan) -> Planned | None:
         """Give memory to what was chosen, preempting where it is short; then everything chosen counts as planned."""
         is_decode_step = choice.decode is not NO_DECODE and len(self._decoding) > 0
         if is_decode_step:
             for seq in self._decoding.take_full():
                 if seq.is_decoding and self._make_room(seq, seq.planned_tokens + 1):
-                    self.memory.note_written(seq)
                     self._decoding.note_grown(seq, self.memory.capacity_tokens(seq))
         for chunk in choice.chunks:
             chunk_seq = self._prefilling.get(chunk.row)
             if chunk_seq is not None:
+                chunk = self._within_bound(chunk)
                 self._draft.chunks[chunk.row] = chunk
                 self._make_room(chunk_seq, chunk.stop)
         decode = self._decoding.group if is_decode_step else NO_DECODE
@@ -255,8 +266,14 @@ class Scheduler:
             return None  # what the draft says of ends goes out with the next step
         return self._commit(decode is not NO_DECODE)
 
+    def _within_bound(self, chunk: Chunk) -> Chunk:
+        """No more tokens than memory takes in a step. A pass that was begun stays whole: it was bounded then."""
+        bound = self.memory.chunk_tokens
+        return chunk if bound is None or chunk.tokens <= bound else replace(chunk, stop=chunk.start + bound)
+
     def _make_room(self, seq: Sequence, to_tokens: int) -> bool:
         """Room for tokens [0, to_tokens) of a running sequence; False if it had to yield itself."""
+        self.memory.trim(seq)
         while (change := self.memory.try_grow(seq, to_tokens)) is None:
             view = self._view()
             for observer in self._observers:
@@ -446,13 +463,13 @@ class Scheduler:
 
     def counters(self) -> Mapping[str, float]:
         """Gauges and counters by plain name."""
-        used_frac = 1 - self.memory.available_blocks / max(1, self.memory.total_blocks)
+        tightest = max(self.memory.pools, key=lambda pool: pool.used_frac)
         counts: dict[str, float] = {
             "requests_running": self.n_running,
             "requests_waiting": self.n_waiting,
             "queue_tokens": self.queue_tokens,
-            "kv_used_frac": used_frac,
-            "kv_blocks": self.memory.total_blocks,
+            "kv_used_frac": tightest.used_frac,
+            "kv_blocks": tightest.total_blocks,
             "preemptions_total": self.preemptions,
             "requests_accepted_total": self.ledger.accepted,
             "prefix_queried_tokens_total": self.memory.counters.queried_tokens,

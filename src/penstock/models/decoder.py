@@ -17,7 +17,7 @@ import torch.nn.functional as F  # noqa: N812, the name that everybody reads
 from torch import Tensor
 
 from penstock.models.layers import Layer
-from penstock.models.parts import Norm, Scope
+from penstock.models.parts import Angles, Norm, Rotated, Scope
 from penstock.models.rope import Rotation
 from penstock.models.spec import ModelSpec
 from penstock.ops.add_sink import add_sink
@@ -29,11 +29,14 @@ from penstock.ops.paged_attention import paged_attention
 from penstock.ops.rms_norm import rms_norm
 from penstock.ops.rope import rope
 from penstock.ops.route import route
+from penstock.ops.sink_attention import sink_attention
 from penstock.ops.write_kv import write_kv
 
 log = logging.getLogger(__name__)
 
-OPS: tuple[Op[..., Any], ...] = (rms_norm, rope, write_kv, paged_attention, add_sink, *GATED.values(), route, experts)
+OPS: tuple[Op[..., Any], ...] = (
+    rms_norm, rope, write_kv, paged_attention, sink_attention, add_sink, *GATED.values(), route, experts,
+)  # fmt: skip
 
 
 class Decoder:
@@ -78,11 +81,17 @@ class Decoder:
                 `batch.slots_T`, then attention reads.
         """
         # once per step, not per layer: nearly always all layers rotate alike
-        angles = {spec: rotation.angles(batch.positions_T) for spec, rotation in self._rotations.items()}
+        angles = Angles(
+            tokens=self._rotated(batch.positions_T),
+            sinks={} if batch.sinks is None else self._rotated(batch.sinks.positions_T),
+        )
         change_TD: Tensor | None = None  # what the layer before adds to the stream, not yet added
         for index in range(first, stop):
             x_TD, change_TD = self._layers[index](x_TD, change_TD, batch, kv[index], angles)
         return x_TD if change_TD is None else x_TD + change_TD
+
+    def _rotated(self, positions_T: Tensor) -> Rotated:
+        return {spec: rotation.angles(positions_T) for spec, rotation in self._rotations.items()}
 
     def logits(self, x_ND: Tensor) -> Tensor:
         """Final norm and head: float32 [N, V]."""

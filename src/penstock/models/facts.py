@@ -7,35 +7,55 @@ import torch
 from penstock.core.executor import ModelFacts, StateKind, StateSpec
 from penstock.models.spec import ModelSpec
 
+CHUNK_TOKENS = 2048  # of one sequence in a step, where layers keep a window: all of them lie in the pool at once
 
-def state_specs(spec: ModelSpec, block_tokens: int, kv_dtype: torch.dtype) -> tuple[StateSpec, ...]:
-    """The state groups of a model: all layers in one paged group."""
-    sizes = {(layer.attention.kv_heads, layer.attention.head_dim) for layer in spec.layers}
-    assert len(sizes) == 1, f"layers with states of different shapes need a group each: {sizes}"
-    kv_heads, head_dim = sizes.pop()
-    layer_bytes = 2 * block_tokens * kv_heads * head_dim * kv_dtype.itemsize
-    layers = tuple(range(len(spec.layers)))
-    return (
+
+def state_specs(
+    spec: ModelSpec, block_tokens: int, kv_dtype: torch.dtype, max_model_tokens: int
+) -> tuple[StateSpec, ...]:
+    """The state groups of a model: layers whose state has one shape, and that keep the same tokens of it.
+
+    A window that no sequence can leave behind is none.
+    """
+    groups: dict[tuple[int, int | None, int], list[int]] = {}
+    for index, layer in enumerate(spec.layers):
+        attention = layer.attention
+        token_elements = 2 * attention.kv_heads * attention.head_dim
+        is_left = attention.window_tokens is not None and attention.window_tokens < max_model_tokens
+        kept = (attention.window_tokens, attention.sink_tokens) if is_left else (None, 0)
+        groups.setdefault((token_elements, *kept), []).append(index)
+    return tuple(
         StateSpec(
-            name="kv",
-            kind=StateKind.PAGED,
-            layers=layers,
+            name="kv" if window_tokens is None else f"window {window_tokens}",
+            kind=StateKind.PAGED if window_tokens is None else StateKind.WINDOWED,
+            layers=tuple(layers),
             block_tokens=block_tokens,
-            block_bytes=layer_bytes * len(layers),
-        ),
+            block_bytes=block_tokens * token_elements * kv_dtype.itemsize * len(layers),
+            window_tokens=window_tokens,
+            sink_tokens=sink_tokens,
+            chunk_tokens=None if window_tokens is None else CHUNK_TOKENS,
+        )
+        for (token_elements, window_tokens, sink_tokens), layers in groups.items()
     )
 
 
 def model_facts(
-    spec: ModelSpec, name: str, *, block_tokens: int, kv_dtype: torch.dtype, weight_bytes: int
+    spec: ModelSpec,
+    name: str,
+    *,
+    block_tokens: int,
+    kv_dtype: torch.dtype,
+    weight_bytes: int,
+    max_model_tokens: int | None = None,
 ) -> ModelFacts:
-    """The facts of a model with its state in blocks of `block_tokens`."""
+    """The facts of a model with its state in blocks of `block_tokens`. max_model_tokens: below that of the model."""
+    longest_tokens = max_model_tokens or spec.max_position_tokens
     return ModelFacts(
         name=name,
         n_layers=len(spec.layers),
         vocab_size=spec.vocab_size,
-        max_model_tokens=spec.max_position_tokens,
+        max_model_tokens=longest_tokens,
         stop_token_ids=spec.stop_token_ids,
-        states=state_specs(spec, block_tokens, kv_dtype),
+        states=state_specs(spec, block_tokens, kv_dtype, longest_tokens),
         weight_bytes=weight_bytes,
     )

@@ -16,10 +16,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812, the name that everybody reads
 from torch import Tensor
 
-from penstock.models.parts import Angles, Norm, Scope
+from penstock.models.parts import Angles, Norm, Scope, attend
 from penstock.models.spec import LatentAttentionSpec
 from penstock.ops.batch import SegmentBatch
-from penstock.ops.paged_attention import paged_attention
 from penstock.ops.rope import rope
 from penstock.ops.write_kv import write_kv
 
@@ -65,11 +64,15 @@ class LatentAttention:
         shared_Td = F.linear(x_TD, self.kv_a, self.kv_a_bias)
         latent_TL, k_Tr = torch.split(shared_Td, [spec.kv_rank, spec.rope.dim], dim=-1)
         latent_TL, _ = self.kv_norm(latent_TL)
-        rotated = rope(_by_halves(torch.cat((q_THr, k_Tr.unsqueeze(1)), dim=1)), *angles[spec.rope])
+        rotated = rope(_by_halves(torch.cat((q_THr, k_Tr.unsqueeze(1)), dim=1)), *angles.tokens[spec.rope])
         k_T1d = torch.cat((latent_TL.unsqueeze(1), rotated[:, spec.q_heads :]), dim=-1)
         write_kv(k_T1d, k_T1d, kv, batch.slots_T)
-        q_THd = torch.cat((torch.einsum("thn,hnl->thl", q_THn, self.key_HnL), rotated[:, : spec.q_heads]), dim=-1)
-        out_THd, _ = paged_attention(q_THd, kv, batch, spec.scale)
+        q_THL = torch.einsum("thn,hnl->thl", q_THn, self.key_HnL)
+        q_THd = torch.cat((q_THL, rotated[:, : spec.q_heads]), dim=-1)
+        q_sinks_THd = None
+        if batch.sinks is not None:
+            q_sinks_THd = torch.cat((q_THL, rope(_by_halves(q_THr), *angles.sinks[spec.rope])), dim=-1)
+        out_THd, _ = attend(q_THd, q_sinks_THd, kv, batch, spec.scale, spec.window_tokens)
         out_THv = torch.einsum("thl,hvl->thv", out_THd[..., : spec.kv_rank], self.value_HvL)
         return F.linear(out_THv.flatten(1), self.out, self.out_bias)
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F  # noqa: N812, the name that everybody reads
 from torch import Tensor
 
 from penstock.models.latent import LatentAttention
-from penstock.models.parts import Angles, Norm, Scope
+from penstock.models.parts import Angles, Norm, Rotated, Scope, attend
 from penstock.models.spec import (
     AttentionSpec,
     DenseSpec,
@@ -30,7 +30,6 @@ from penstock.ops.add_sink import add_sink
 from penstock.ops.batch import SegmentBatch
 from penstock.ops.experts import experts
 from penstock.ops.gated import GATED
-from penstock.ops.paged_attention import paged_attention
 from penstock.ops.rope import rope
 from penstock.ops.route import route
 from penstock.ops.write_kv import write_kv
@@ -126,15 +125,18 @@ class _Attention:
         spec, n_qk = self.spec, self.spec.q_heads + self.spec.kv_heads
         qkv_THd = F.linear(x_TD, self.qkv, self.qkv_bias).view(len(x_TD), -1, spec.head_dim)
         qk_THd, v_THd = self._normed(qkv_THd[:, :n_qk]), qkv_THd[:, n_qk:]
-        if spec.rope is not None:
-            qk_THd = rope(qk_THd, *angles[spec.rope])
+        q_sinks_THd = None if batch.sinks is None else self._rotated(qk_THd[:, : spec.q_heads], angles.sinks)
+        qk_THd = self._rotated(qk_THd, angles.tokens)
         write_kv(qk_THd[:, spec.q_heads :], v_THd, kv, batch.slots_T)
-        out_THd, lse_TH = paged_attention(
-            qk_THd[:, : spec.q_heads], kv, batch, spec.scale, spec.window_tokens, spec.soft_cap
+        out_THd, lse_TH = attend(
+            qk_THd[:, : spec.q_heads], q_sinks_THd, kv, batch, spec.scale, spec.window_tokens, spec.soft_cap
         )
         if self.sinks is not None:
             out_THd, _ = add_sink(out_THd, lse_TH, self.sinks)
         return F.linear(out_THd.flatten(1), self.out, self.out_bias)
+
+    def _rotated(self, x_THd: Tensor, angles: Rotated) -> Tensor:
+        return x_THd if self.spec.rope is None else rope(x_THd, *angles[self.spec.rope])
 
     def _normed(self, qk_THd: Tensor) -> Tensor:
         if self.qk_norm is not None:

@@ -157,9 +157,13 @@ class Rotation:
         return cls(inv_freq_R.to(device), attention_factor)
 
     def angles(self, positions_T: Tensor) -> tuple[Tensor, Tensor]:
-        """(cos_TR, sin_TR), float32, for `penstock.ops.rope`."""
-        angles_TR = positions_T.unsqueeze(1).float() * self.inv_freq_R
-        cos_TR, sin_TR = angles_TR.cos(), angles_TR.sin()
+        """(cos_TR, sin_TR), float32, for `penstock.ops.rope`.
+
+        The angles are float64: a stream goes on for millions of tokens, and in float32 a token at the millionth place
+        would already be turned by some hundredths of a radian too far.
+        """
+        angles_TR = positions_T.unsqueeze(1).double() * self.inv_freq_R
+        cos_TR, sin_TR = angles_TR.cos().float(), angles_TR.sin().float()
         if self.attention_factor != 1.0:
             cos_TR, sin_TR = cos_TR * self.attention_factor, sin_TR * self.attention_factor
         return cos_TR, sin_TR

@@ -90,8 +90,9 @@ class AttentionSpec:
     """Softmax attention over grouped heads.
 
     rope None: no positions in this layer. window_tokens: keys that a token sees at most, itself included; None: every
-    earlier one. score_scale None: 1 / sqrt(head_dim). soft_cap: see `penstock.ops.paged_attention`. has_sinks: each
-    head has one, see `penstock.ops.add_sink`.
+    earlier one. sink_tokens: first tokens that it sees besides, as if they stood right before the window (see
+    `models/streaming.py`). score_scale None: 1 / sqrt(head_dim). soft_cap: see `penstock.ops.paged_attention`.
+    has_sinks: each head has one, see `penstock.ops.add_sink`.
     """
 
     q_heads: int
@@ -102,6 +103,7 @@ class AttentionSpec:
     has_qkv_bias: bool = False
     has_out_bias: bool = False
     window_tokens: int | None = None
+    sink_tokens: int = 0
     score_scale: float | None = None
     soft_cap: float | None = None
     has_sinks: bool = False
@@ -116,7 +118,8 @@ class LatentAttentionSpec:
     """Attention over latents that all heads share (MLA, see `models/latent.py`).
 
     q_rank None: queries come straight from the hidden state. nope_dim: unrotated features of a head, beside those that
-    `rope` rotates. norm: of the latents. has_bias: of the first projections and of the last.
+    `rope` rotates. norm: of the latents. has_bias: of the first projections and of the last. window_tokens,
+    sink_tokens: as in `AttentionSpec`.
     """
 
     q_heads: int
@@ -128,6 +131,8 @@ class LatentAttentionSpec:
     scale: float
     norm: NormSpec
     has_bias: bool = False
+    window_tokens: int | None = None
+    sink_tokens: int = 0
 
     @property
     def kv_heads(self) -> int:

@@ -48,6 +48,7 @@ def load_model(
     load_format: str = "auto",
     quantize: str = "none",
     is_packed: bool = False,
+    spec: ModelSpec | None = None,
 ) -> Decoder:
     """Read a model and its weights.
 
@@ -57,12 +58,13 @@ def load_model(
         load_format: "auto" reads the weights; "dummy" makes seeded random ones and needs config.json only.
         quantize: "int8" or "int4" rounds the matrices of every layer, the embedding and the head while they load; CPU.
         is_packed: lay float matrices out for the C++ kernels of the CPU, too.
+        spec: None, or that of `read_model_spec` with changes that leave its parameters as they are.
     Raises: ModelNotFound, CorruptModel, UnsupportedModel; UnknownName for a dtype, load format or quantization.
     """
     if load_format not in LOAD_FORMATS:
         raise UnknownName("load format", load_format, LOAD_FORMATS)
     source = _Source.read(Path(path))
-    spec = source.spec
+    spec = source.spec if spec is None else spec
     chosen_dtype, chosen_device = resolve_dtype(spec, dtype), torch.device(device)
     packing = packing_of(spec, chosen_dtype, chosen_device, quantize, is_packed)
     gib = weight_bytes(spec, chosen_dtype) / 2**30

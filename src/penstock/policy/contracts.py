@@ -20,6 +20,7 @@ from penstock.core.view import (
     LengthPredictor,
     MemoryView,
     OrderPolicy,
+    PoolView,
     Preemption,
     PreemptPolicy,
     RetainPolicy,
@@ -63,8 +64,7 @@ def check_admit(policy: AdmitPolicy, view: View) -> None:
             if policy.admit(seq, more) is not Admission.START:
                 raise PolicyViolation(
                     policy,
-                    f"{seq.id} may start with {view.memory.available_blocks} blocks available, "
-                    f"but not with {more.memory.available_blocks}",
+                    f"{seq.id} may start with {_available(view)} blocks available, but not with {_available(more)}",
                 )
     _unchanged(policy, before, view)
 
@@ -186,7 +186,7 @@ def _facts(view: View) -> tuple[object, ...]:
     """Everything in a view that a policy must leave alone."""
     seqs = {seq.id: seq for seq in (*view.waiting, *view.prefilling, *view.running)}
     orders = tuple(tuple(seq.id for seq in part) for part in (view.waiting, view.prefilling, view.running))
-    memory = (view.memory.total_blocks, view.memory.available_blocks)
+    memory = tuple((pool.total_blocks, pool.available_blocks) for pool in view.memory.pools)
     return (orders, view.decoding.rows, memory, tuple(_seq_facts(seq, view.memory) for seq in seqs.values()))
 
 
@@ -194,7 +194,7 @@ def _seq_facts(seq: SequenceView, memory: MemoryView) -> tuple[object, ...]:
     return (
         seq.id, seq.request, seq.state, seq.row, seq.total_tokens, seq.output_tokens, seq.output_limit_tokens,
         seq.planned_tokens, seq.prefill_left_tokens, seq.pass_stop_tokens, seq.layers_done, seq.preemptions,
-        seq.finish_reason, memory.held_blocks(seq), memory.hit_tokens(seq),
+        seq.finish_reason, tuple(pool.held_blocks(seq) for pool in memory.pools), memory.hit_tokens(seq),
     )  # fmt: skip
 
 
@@ -204,28 +204,43 @@ def _unchanged(policy: object, before: tuple[object, ...], view: View) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _MoreMemory:
-    """The same memory, with more blocks available."""
+class _MorePool:
+    """The same pool, with more blocks available."""
 
-    memory: MemoryView
+    pool: PoolView
     available_blocks: int
 
     @property
     def total_blocks(self) -> int:
-        return self.memory.total_blocks
+        return self.pool.total_blocks
 
     def blocks_for(self, tokens: int) -> int:
-        return self.memory.blocks_for(tokens)
+        return self.pool.blocks_for(tokens)
+
+    def held_blocks(self, seq: SequenceView) -> int:
+        return self.pool.held_blocks(seq)
+
+
+@dataclass(frozen=True, slots=True)
+class _MoreMemory:
+    """The same memory, with more blocks available in one pool."""
+
+    memory: MemoryView
+    pools: tuple[PoolView, ...]
 
     def hit_tokens(self, seq: SequenceView) -> int:
         return self.memory.hit_tokens(seq)
 
-    def held_blocks(self, seq: SequenceView) -> int:
-        return self.memory.held_blocks(seq)
-
 
 def _more_memory(view: View) -> Iterator[View]:
-    now, most = view.memory.available_blocks, view.memory.total_blocks
-    for blocks in sorted({now + 1, (now + most + 1) // 2, most}):
-        if now < blocks <= most:
-            yield replace(view, memory=_MoreMemory(view.memory, blocks))
+    pools = tuple(view.memory.pools)
+    for at, pool in enumerate(pools):
+        now, most = pool.available_blocks, pool.total_blocks
+        for blocks in sorted({now + 1, (now + most + 1) // 2, most}):
+            if now < blocks <= most:
+                more = (*pools[:at], _MorePool(pool, blocks), *pools[at + 1 :])
+                yield replace(view, memory=_MoreMemory(view.memory, more))
+
+
+def _available(view: View) -> list[int]:
+    return [pool.available_blocks for pool in view.memory.pools]

@@ -11,7 +11,6 @@ import time
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
 
 CACHE_LINE_BYTES = 64
 THREAD_BYTES = 32 * 2**20
+STREAM_TOKENS = 2**20  # where a stream ends when nobody said: block tables are made for so many tokens
 OnPhase = Callable[[str, float], None]  # (what was done, seconds)
 OnMemory = Callable[[MemoryPlan], None]
 
@@ -49,6 +49,8 @@ def build_executor(
     quantize: str = "none",
     native_kernels: bool = False,
     max_model_tokens: int | None = None,
+    sink_tokens: int = 0,
+    window_tokens: int | None = None,
     torch_threads: int | None = None,
     on_phase: OnPhase = _ignore,
     on_memory: OnMemory = _ignore,
@@ -60,6 +62,7 @@ def build_executor(
         quantize: "int8" or "int4": round the weights while they load.
         native_kernels: use the C++ kernels of the CPU, compiled on first use; quantized weights always do.
         max_model_tokens: a limit below that of the model.
+        sink_tokens, window_tokens: keep only so many first and last tokens, without an end (StreamingLLM); None: all.
         torch_threads: threads of one operation on a CPU; None chooses by the size of the model.
         on_phase: told what was done and how long it took. on_memory: told the plan before weights and pool take memory.
     Raises: ModelError for the directory; ConfigError for options that do not fit the model or the memory.
@@ -68,12 +71,15 @@ def build_executor(
         import torch
 
         from penstock.models.facts import model_facts
+        from penstock.models.streaming import with_sinks
         from penstock.models.weights import load_model, read_model_spec, resolve_dtype, weight_bytes
         from penstock.ops import native
         from penstock.runtime.executor import TorchExecutor
     where = _device(device)
     with _phase("read config", on_phase):
         spec = read_model_spec(model_dir)
+        if window_tokens is not None:
+            spec = with_sinks(spec, sink_tokens, window_tokens)
         _check_options(max_rows, block_tokens, max_model_tokens, spec.max_position_tokens)
     facts = model_facts(
         spec,
@@ -81,9 +87,8 @@ def build_executor(
         block_tokens=block_tokens,
         kv_dtype=resolve_dtype(spec, dtype),
         weight_bytes=weight_bytes(spec, dtype, quantize),
+        max_model_tokens=STREAM_TOKENS if max_model_tokens is None and window_tokens is not None else max_model_tokens,
     )
-    if max_model_tokens is not None:
-        facts = replace(facts, max_model_tokens=max_model_tokens)
     memory = _plan_memory(facts, where, kv_memory_bytes, max_rows)
     on_memory(memory)
     torch.set_num_threads(torch_threads or useful_threads(facts.weight_bytes, torch.get_num_threads()))
@@ -99,6 +104,7 @@ def build_executor(
             load_format=load_format,
             quantize=quantize,
             is_packed=wants_native and native.core() is not None,
+            spec=spec,
         )
     executor = TorchExecutor(decoder, facts, new_pool=_pools_of(decoder, block_tokens), max_rows=max_rows, device=where)
     try:

@@ -4,7 +4,7 @@ A step's *segments* are its decode rows (one token each), then its chunks. A chu
 the layer axis is walked in stretches, cut wherever a segment enters or leaves and where the state group changes; the
 segments active in a stretch run together.
 
-Shape letters: S segments, T tokens, B blocks of the longest table, R rows.
+Shape letters: S segments, T tokens, B blocks of the longest table, R rows, W entries of a row's table, K sinks.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from itertools import pairwise
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from penstock.core.executor import StateSpec
-from penstock.ops.batch import SegmentBatch
-from penstock.runtime.rows import Rows
+from penstock.ops.batch import SegmentBatch, SinkBatch
+from penstock.runtime.rows import BlockTables, Rows
 from penstock.runtime.transfer import Ints, send_all
 
 
@@ -49,31 +50,58 @@ class Layout:
 
     def batches(self, rows: Rows) -> tuple[SegmentBatch, ...]:
         """The batch of every state group at the rows' present positions."""
-        kv_lens_host = rows.positions_host_R[self.rows_host_S] + self.lens_host_S
-        longest_tokens = int(kv_lens_host.max())
-        kv_lens = (rows.positions_R.index_select(0, self.rows_S) + self._lens_S).to(torch.int32)
+        starts_S = rows.positions_R.index_select(0, self.rows_S)
         positions_T = rows.positions_R.index_select(0, self._rows_T)
         if not self._is_decode:
             positions_T += self._offsets_T
-        batches = []
-        for tables in rows.tables:
-            tables_RW = tables.mirror.dev
-            entries_T = self._rows_T * tables.width + positions_T // tables.block_tokens
-            blocks_T = tables_RW.view(-1).index_select(0, entries_T).to(torch.int64)
-            n_entries = -(-longest_tokens // tables.block_tokens)
-            batches.append(
-                SegmentBatch(
-                    positions_T=positions_T,
-                    slots_T=blocks_T * tables.block_tokens + positions_T % tables.block_tokens,
-                    q_starts=self._q_starts_dev,
-                    kv_lens=kv_lens,
-                    tables_SB=tables_RW[:, :n_entries].index_select(0, self.rows_S),
-                    q_starts_host=self._q_starts,
-                    kv_lens_host=tuple(kv_lens_host.tolist()),
-                    block_tokens=tables.block_tokens,
-                )
-            )
-        return tuple(batches)
+        starts_host_S = rows.positions_host_R[self.rows_host_S]
+        return tuple(self._batch(tables, starts_S, positions_T, starts_host_S) for tables in rows.tables)
+
+    def _batch(self, tables: BlockTables, starts_S: Tensor, positions_T: Tensor, starts_host_S: Ints) -> SegmentBatch:
+        """starts: position of each segment's first token."""
+        size, tables_RW = tables.block_tokens, tables.mirror.dev
+        entries_T = self._rows_T * tables.width + positions_T // size
+        slots_T = tables_RW.view(-1).index_select(0, entries_T).to(torch.int64) * size + positions_T % size
+        kv_lens_host_S = starts_host_S + self.lens_host_S
+        kv_lens_S = starts_S + self._lens_S
+        if tables.window_tokens is None:
+            n_entries = -(-int(kv_lens_host_S.max()) // size)
+            tables_SB = tables_RW[:, :n_entries].index_select(0, self.rows_S)
+        else:  # from the first block that the segment's first token reads
+            hidden_tokens = tables.window_tokens - 1
+            first_host_S = np.maximum(starts_host_S - hidden_tokens, 0) // size
+            first_S = (starts_S - hidden_tokens).clamp_(min=0) // size
+            kv_lens_host_S = kv_lens_host_S - first_host_S * size
+            kv_lens_S = kv_lens_S - first_S * size
+            columns_B = torch.arange(-(-int(kv_lens_host_S.max()) // size), device=first_S.device)
+            entries_SB = (first_S.unsqueeze(1) + columns_B).clamp_(max=tables.width - 1)
+            tables_SB = tables_RW.view(-1)[self.rows_S.unsqueeze(1) * tables.width + entries_SB]
+        return SegmentBatch(
+            positions_T=positions_T,
+            slots_T=slots_T,
+            q_starts=self._q_starts_dev,
+            kv_lens=kv_lens_S.to(torch.int32),
+            tables_SB=tables_SB,
+            q_starts_host=self._q_starts,
+            kv_lens_host=tuple(kv_lens_host_S.tolist()),
+            block_tokens=size,
+            sinks=self._sinks(tables, positions_T, starts_host_S),
+        )
+
+    def _sinks(self, tables: BlockTables, positions_T: Tensor, starts_host_S: Ints) -> SinkBatch | None:
+        """What tokens read besides their window; None while nobody's window has left its beginning."""
+        window_tokens, n_sinks = tables.window_tokens, tables.sink_tokens
+        last_host = int((starts_host_S + self.lens_host_S).max()) - 1
+        if window_tokens is None or not n_sinks or last_host < window_tokens:
+            return None
+        size, tables_RW = tables.block_tokens, tables.mirror.dev
+        sinks_K = torch.arange(n_sinks, device=positions_T.device)
+        blocks_TK = tables_RW[:, sinks_K // size].index_select(0, self._rows_T).to(torch.int64)
+        return SinkBatch(
+            slots_TK=blocks_TK * size + sinks_K % size,
+            is_seen_TK=sinks_K <= (positions_T - window_tokens).unsqueeze(1),
+            positions_T=positions_T.clamp(max=n_sinks + window_tokens - 1),
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from penstock.core.errors import ConfigError
-from penstock.core.executor import ModelFacts, StateKind
+from penstock.core.executor import ModelFacts, StateSpec
 
 KIB, MIB, GIB = 2**10, 2**20, 2**30
 UNIT_BYTES = {"": 1, "b": 1} | {
@@ -18,6 +19,7 @@ UNIT_BYTES = {"": 1, "b": 1} | {
 }
 SHORTEST_USEFUL_TOKENS = 256  # a short question and a short answer; less memory than that serves nobody
 SHOWN_TOKENS = 2048
+ENDLESS_TOKENS = 2**40  # more than any model's context
 CPU_MOST_BYTES = 4 * GIB
 CPU_FRAC = 0.25  # a laptop has other things to hold
 DEVICE_FRAC = 0.85  # the rest is for activations and logits
@@ -44,32 +46,35 @@ def show_bytes(n_bytes: int) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryPlan:
-    """Blocks of the KV pool and what they are good for. block_bytes: of one block over all layers."""
+    """Blocks of the KV pools, one pool per state group, and what they are good for."""
 
     weight_bytes: int
-    block_bytes: int
-    block_tokens: int
+    states: tuple[StateSpec, ...]
     n_blocks: tuple[int, ...]
     max_model_tokens: int
     max_rows: int
 
     @property
     def kv_bytes(self) -> int:
-        return self.n_blocks[0] * self.block_bytes
+        return sum(n * spec.block_bytes for n, spec in zip(self.n_blocks, self.states, strict=True))
 
     @property
     def longest_tokens(self) -> int:
         """Prompt and outputs of the longest sequence that can run."""
-        return min(self.max_model_tokens, self.n_blocks[0] * self.block_tokens)
+        return min(self.max_model_tokens, *(longest_tokens(s, n) for s, n in self._pools))
 
     @property
     def longest_prompt_tokens(self) -> int:
         """One place is left for an output."""
         return self.longest_tokens - 1
 
+    @property
+    def _pools(self) -> Iterable[tuple[StateSpec, int]]:
+        return zip(self.states, self.n_blocks, strict=True)
+
     def concurrency(self, tokens: int) -> int:
-        """How many sequences of `tokens` tokens run at once."""
-        return min(self.max_rows, self.n_blocks[0] // -(-tokens // self.block_tokens))
+        """How many sequences of `tokens` tokens decode at once."""
+        return min(self.max_rows, *(n // spec.decoding_blocks_for(tokens) for spec, n in self._pools))
 
     def describe(self) -> tuple[str, ...]:
         """Lines for a person."""
@@ -77,10 +82,24 @@ class MemoryPlan:
         limit = "the model's context" if self.longest_tokens == self.max_model_tokens else "the KV pool"
         return (
             f"weights: {show_bytes(self.weight_bytes)}",
-            f"KV pool: {show_bytes(self.kv_bytes)}, {self.n_blocks[0]} blocks of {self.block_tokens} tokens",
+            f"KV pool: {show_bytes(self.kv_bytes)}, " + " and ".join(_describe(spec, n) for spec, n in self._pools),
             f"longest prompt: {self.longest_prompt_tokens} tokens (limited by {limit})",
             f"at once: {self.concurrency(shown_tokens)} sequences of {shown_tokens} tokens (at most {self.max_rows})",
         )
+
+
+def _describe(spec: StateSpec, n_blocks: int) -> str:
+    blocks = f"{n_blocks} blocks of {spec.block_tokens} tokens"
+    if spec.window_tokens is None:
+        return blocks
+    sinks = f"the first {spec.sink_tokens} and " if spec.sink_tokens else ""
+    return f"{blocks} ({len(spec.layers)} layers that keep {sinks}the last {spec.window_tokens} tokens)"
+
+
+def longest_tokens(spec: StateSpec, n_blocks: int) -> int:
+    """The longest sequence that a pool holds alone."""
+    is_endless = spec.window_tokens is not None and n_blocks >= spec.decoding_blocks_for(ENDLESS_TOKENS)
+    return ENDLESS_TOKENS if is_endless else n_blocks * spec.block_tokens
 
 
 def plan_memory(
@@ -90,32 +109,57 @@ def plan_memory(
 
     Raises ConfigError if more is asked than is free, or if not even one short sequence fits.
     """
-    assert all(spec.kind is StateKind.PAGED for spec in facts.states), "only paged groups grow alike"
-    block_tokens = facts.states[0].block_tokens
-    assert all(spec.block_tokens == block_tokens for spec in facts.states)
     asked_bytes = default_kv_bytes if kv_bytes is None else kv_bytes
     if asked_bytes > free_bytes:
         raise ConfigError(
             f"{show_bytes(asked_bytes)} of KV memory do not fit: {show_bytes(free_bytes)} are free beside the weights "
             f"({show_bytes(facts.weight_bytes)}); ask for less"
         )
-    block_bytes = sum(spec.block_bytes for spec in facts.states)
-    n_blocks = asked_bytes // block_bytes
     shortest_tokens = min(SHORTEST_USEFUL_TOKENS, facts.max_model_tokens)
-    least_blocks = -(-shortest_tokens // block_tokens)
-    if n_blocks < least_blocks:
+    least_bytes = _bytes_of(facts.states, _blocks_of_one(facts.states, shortest_tokens))
+    if asked_bytes < least_bytes:
+        block_bytes = sum(spec.block_bytes for spec in facts.states)
         raise ConfigError(
-            f"{show_bytes(asked_bytes)} of KV memory hold {n_blocks * block_tokens} tokens of {facts.name}, less than "
-            f"one sequence of {shortest_tokens}; give at least {show_bytes(least_blocks * block_bytes)}"
+            f"{show_bytes(asked_bytes)} of KV memory hold {asked_bytes // block_bytes * facts.states[0].block_tokens} "
+            f"tokens of {facts.name}, less than one sequence of {shortest_tokens}; give at least "
+            f"{show_bytes(least_bytes)}"
         )
     return MemoryPlan(
         weight_bytes=facts.weight_bytes,
-        block_bytes=block_bytes,
-        block_tokens=block_tokens,
-        n_blocks=(n_blocks,) * len(facts.states),
+        states=facts.states,
+        n_blocks=_divide(facts.states, asked_bytes, facts.max_model_tokens),
         max_model_tokens=facts.max_model_tokens,
         max_rows=max_rows,
     )
+
+
+def _divide(states: tuple[StateSpec, ...], kv_bytes: int, max_model_tokens: int) -> tuple[int, ...]:
+    """Blocks of each pool: for as many equal sequences as there is room for, one of which prefills in whole chunks.
+
+    The sequences are of `SHOWN_TOKENS` tokens. Where not even one of these fits, one as long as possible does.
+    """
+    shown_tokens = min(SHOWN_TOKENS, max_model_tokens)
+    one = _blocks_of_one(states, shown_tokens)
+    more_bytes = _bytes_of(states, tuple(spec.decoding_blocks_for(shown_tokens) for spec in states))
+    n_more = (kv_bytes - _bytes_of(states, one)) / more_bytes
+    if n_more < 0:  # the first number of tokens that does not fit, less one
+        tokens = bisect_right(range(shown_tokens), kv_bytes, key=lambda n: _bytes_of(states, _blocks_of_one(states, n)))
+        one, n_more = _blocks_of_one(states, tokens - 1), 0.0
+    blocks = tuple(
+        n + int(n_more * spec.decoding_blocks_for(shown_tokens)) for spec, n in zip(states, one, strict=True)
+    )
+    # what rounding left goes to the largest pool
+    left_bytes = kv_bytes - _bytes_of(states, blocks)
+    largest = max(range(len(states)), key=lambda g: blocks[g] * states[g].block_bytes)
+    return tuple(n + (left_bytes // states[g].block_bytes if g == largest else 0) for g, n in enumerate(blocks))
+
+
+def _blocks_of_one(states: tuple[StateSpec, ...], tokens: int) -> tuple[int, ...]:
+    return tuple(spec.blocks_for(tokens) for spec in states)
+
+
+def _bytes_of(states: tuple[StateSpec, ...], n_blocks: tuple[int, ...]) -> int:
+    return sum(n * spec.block_bytes for n, spec in zip(n_blocks, states, strict=True))
 
 
 def default_kv_bytes(free_bytes: int, *, is_cpu: bool) -> int:

@@ -4,8 +4,8 @@ Theory. A row's *position* is where its next input token stands, and `last` is t
 decode step reads both on the device, and sampling writes both there, so a steady decode sends nothing. The host
 advances a copy of the positions by the same rule (it needs them for shapes) and never reads the device.
 A chunk moves the row's position to its start. The output index of a draw is position + 1 - prompt tokens, so it is
-not stored. Block tables have one entry per `block_tokens` tokens of the sequence, in every state group: a group that
-keeps a window gets entries behind the window reused ahead of it, and one of constant size has a single entry.
+not stored. Block tables have one entry per `block_tokens` tokens of the sequence, in every state group; where a group
+keeps a window, the entries behind it point at blocks that others may have by now, and are not read.
 
 Shape letters: R rows, W entries of a block table.
 """
@@ -49,6 +49,8 @@ class BlockTables:
 
     def __init__(self, spec: StateSpec, max_rows: int, max_model_tokens: int, device: torch.device) -> None:
         self.block_tokens = spec.block_tokens
+        self.window_tokens = spec.window_tokens
+        self.sink_tokens = spec.sink_tokens
         self.width = -(-max_model_tokens // spec.block_tokens)
         self.mirror = Mirror((max_rows, self.width), np.int32, device)
         self._used_R = np.zeros(max_rows, np.int64)  # entries that a row's sequences wrote: the next one clears them

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from penstock.core.sequence import SequenceView
-from penstock.core.view import Admission, View
+from penstock.core.view import Admission, PoolView, View
 from penstock.policy.admit.stuck import others_run, wait_unless_stuck
 from penstock.policy.options import check_option
 
@@ -24,17 +24,19 @@ class Watermark:
         check_option("reserve_frac", self.reserve_frac, 0 <= self.reserve_frac < 1, "give a share from 0 to below 1")
 
     def admit(self, seq: SequenceView, view: View) -> Admission:
-        memory = view.memory
-        # One token more than is known: the first output's state needs room at once. Shared blocks are already held or
-        # evictable, and are counted as needed: the error is on the safe side and lasts one admission.
-        need_blocks = memory.blocks_for(seq.total_tokens + 1) - memory.held_blocks(seq)
-        reserve_blocks = int(self.reserve_frac * memory.total_blocks) if others_run(seq, view) else 0
-        is_room = need_blocks + _promised_blocks(view) + reserve_blocks <= memory.available_blocks
+        reserve_frac = self.reserve_frac if others_run(seq, view) else 0.0
+        is_room = all(_has_room(pool, seq, view, reserve_frac) for pool in view.memory.pools)
         return Admission.START if is_room else wait_unless_stuck(seq, view)
 
 
-def _promised_blocks(view: View) -> int:
-    """Blocks that prompts already admitted will still take."""
-    return sum(
-        max(0, view.memory.blocks_for(seq.total_tokens + 1) - view.memory.held_blocks(seq)) for seq in view.prefilling
-    )
+def _has_room(pool: PoolView, seq: SequenceView, view: View, reserve_frac: float) -> bool:
+    # Shared blocks are already held or evictable, and are counted as needed: the error is on the safe side and lasts
+    # one admission. Prompts that were admitted before will still take theirs.
+    promised_blocks = sum(_missing_blocks(pool, other) for other in view.prefilling)
+    reserve_blocks = int(reserve_frac * pool.total_blocks)
+    return _missing_blocks(pool, seq) + promised_blocks + reserve_blocks <= pool.available_blocks
+
+
+def _missing_blocks(pool: PoolView, seq: SequenceView) -> int:
+    """One token more than is known: the first output's state needs room at once."""
+    return max(0, pool.blocks_for(seq.total_tokens + 1) - pool.held_blocks(seq))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from penstock.core.sequence import SequenceView
-from penstock.core.view import Admission, View
+from penstock.core.view import Admission, PoolView, View
 from penstock.policy.admit.stuck import wait_unless_stuck
 
 
@@ -18,11 +19,10 @@ class WorstCase:
     """
 
     def admit(self, seq: SequenceView, view: View) -> Admission:
-        others = (running for running in view.running if running.id != seq.id)  # a paused one holds its row already
-        worst_blocks = sum(_worst_blocks(running, view) for running in others) + _worst_blocks(seq, view)
-        return Admission.START if worst_blocks <= view.memory.total_blocks else wait_unless_stuck(seq, view)
+        others = [running for running in view.running if running.id != seq.id]  # a paused one holds its row already
+        is_room = all(_worst_blocks(pool, [*others, seq]) <= pool.total_blocks for pool in view.memory.pools)
+        return Admission.START if is_room else wait_unless_stuck(seq, view)
 
 
-def _worst_blocks(seq: SequenceView, view: View) -> int:
-    prompt_tokens = seq.total_tokens - seq.output_tokens
-    return view.memory.blocks_for(prompt_tokens + seq.output_limit_tokens)
+def _worst_blocks(pool: PoolView, seqs: Sequence[SequenceView]) -> int:
+    return sum(pool.blocks_for(seq.total_tokens - seq.output_tokens + seq.output_limit_tokens) for seq in seqs)
