@@ -9,7 +9,8 @@ import grimp
 import pytest
 
 SHELLS = {
-    "cli", "demo", "demonstrations", "engine_main", "launch", "listing", "llm", "options", "serve", "terminal",
+    "bench", "cli", "demo", "demonstrations", "engine_main", "flags", "launch", "listing", "llm", "options", "serve",
+    "terminal",
 }  # fmt: skip
 ALLOWED: dict[str, set[str]] = {
     "core": set(),

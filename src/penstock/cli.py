@@ -11,6 +11,21 @@ from typing import Annotated, Any
 import typer
 
 from penstock.core.errors import ConfigError, PenstockError
+from penstock.flags import (
+    Device,
+    Dtype,
+    KvMemory,
+    LoadFormat,
+    MaxModelTokens,
+    MaxRunning,
+    NativeKernels,
+    Policy,
+    PrefixCaching,
+    Quantize,
+    SinkTokens,
+    Threads,
+    WindowTokens,
+)
 
 BEGAN_S = time.monotonic()
 app = typer.Typer(
@@ -22,19 +37,6 @@ app = typer.Typer(
 )
 
 Model = Annotated[str, typer.Argument(help="A Hugging Face directory, or the name of a bundled model.")]
-Dtype = Annotated[str, typer.Option(help="auto (the checkpoint's), float32, bfloat16 or float16.")]
-Quantize = Annotated[str, typer.Option(help="none, int8 or int4: round the weights while they load; CPU.")]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-KvMemory = Annotated[str | None, typer.Option("--kv-memory", help="Size of the KV pool, as 4GiB. [default: a share]")]
-MaxRunning = Annotated[int, typer.Option(help="Most sequences at a time.")]
-MaxModelTokens = Annotated[int | None, typer.Option(help="A shorter context than the model's.")]
-WindowTokens = Annotated[
-    int | None,
-    typer.Option(help="StreamingLLM: keep the last N tokens and the sinks, without an end. [default: keep all]"),
-]
-SinkTokens = Annotated[int, typer.Option(help="First tokens that are kept beside --window-tokens.")]
-Threads = Annotated[int | None, typer.Option(help="CPU threads of the engine. [default: all cores]")]
-Policy = Annotated[str, typer.Option("--policy", help="A preset of policies; see `penstock policies`.")]
 SlotName = Annotated[str | None, typer.Option(help="Replace this slot's policy.")]
 SetOption = Annotated[
     list[str] | None,
@@ -128,11 +130,11 @@ def serve(
     sink_tokens: SinkTokens = 4,
     max_queued_requests: Annotated[int, typer.Option(help="Most waiting requests; more get 503.")] = 4096,
     max_queued_tokens: Annotated[int, typer.Option(help="Most waiting prompt tokens; more get 503.")] = 4_194_304,
-    prefix_caching: Annotated[bool, typer.Option(help="Share the state of equal prompt prefixes.")] = True,
+    prefix_caching: PrefixCaching = True,
     look_ahead: Annotated[int, typer.Option(help="Steps planned while one runs.")] = 1,
-    load_format: Annotated[str, typer.Option(help="auto, or dummy: random weights from config.json.")] = "auto",
+    load_format: LoadFormat = "auto",
     quantize: Quantize = "none",
-    native_kernels: Annotated[bool, typer.Option(help="C++ kernels for the CPU, compiled on first use.")] = False,
+    native_kernels: NativeKernels = False,
     threads: Threads = None,
     policy: Policy = "default",
     order: SlotName = None,
@@ -280,12 +282,14 @@ def demonstrate(
 
 
 def _mount() -> None:
+    from penstock.bench.commands import bench_app
     from penstock.workload.commands import replay_command, report_command
     from penstock.workload.trace_commands import trace_app
 
     app.command("replay")(replay_command)
     app.command("report")(report_command)
     app.add_typer(trace_app, name="trace")
+    app.add_typer(bench_app, name="bench")
 
 
 _mount()

@@ -84,14 +84,15 @@ def weight_bytes(spec: ModelSpec, dtype: str | torch.dtype = "auto", quantize: s
     """Memory that the weights take, known before any of it is taken."""
     if quantize not in QUANTIZATIONS:
         raise UnknownName("quantization", quantize, QUANTIZATIONS)
-    item_bytes = resolve_dtype(spec, dtype).itemsize
-    packing = None if quantize == "none" else Format(quantize)
-    return sum(
-        parameter.elements * item_bytes
-        if packing is None or not _is_matrix(parameter)
-        else packed_bytes(packing, parameter.shape)
-        for parameter in parameters_of(spec, WeightNames())
-    )
+    chosen_dtype = resolve_dtype(spec, dtype)
+    return sum(parameter_bytes(parameter, chosen_dtype, quantize) for parameter in parameters_of(spec, WeightNames()))
+
+
+def parameter_bytes(parameter: Parameter, dtype: torch.dtype, quantize: str = "none") -> int:
+    """Memory that one parameter takes."""
+    if quantize == "none" or not _is_matrix(parameter):
+        return parameter.elements * dtype.itemsize
+    return packed_bytes(Format(quantize), parameter.shape)
 
 
 def resolve_dtype(spec: ModelSpec, dtype: str | torch.dtype) -> torch.dtype:

@@ -1,0 +1,1 @@
+"""`penstock bench`: speed of an engine, beside what the machine's measured limits allow."""

@@ -1,0 +1,24 @@
+"""Flags that several commands share, so that each is described once."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+Dtype = Annotated[str, typer.Option(help="auto (the checkpoint's), float32, bfloat16 or float16.")]
+Quantize = Annotated[str, typer.Option(help="none, int8 or int4: round the weights while they load; CPU.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+KvMemory = Annotated[str | None, typer.Option("--kv-memory", help="Size of the KV pool, as 4GiB. [default: a share]")]
+MaxRunning = Annotated[int, typer.Option(help="Most sequences at a time.")]
+MaxModelTokens = Annotated[int | None, typer.Option(help="A shorter context than the model's.")]
+WindowTokens = Annotated[
+    int | None,
+    typer.Option(help="StreamingLLM: keep the last N tokens and the sinks, without an end. [default: keep all]"),
+]
+SinkTokens = Annotated[int, typer.Option(help="First tokens that are kept beside --window-tokens.")]
+NativeKernels = Annotated[bool, typer.Option(help="C++ kernels for the CPU, compiled on first use.")]
+PrefixCaching = Annotated[bool, typer.Option(help="Share the state of equal prompt prefixes.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads of the engine. [default: all cores]")]
+Policy = Annotated[str, typer.Option("--policy", help="A preset of policies; see `penstock policies`.")]
+LoadFormat = Annotated[str, typer.Option(help="auto, or dummy: random weights from config.json.")]
