@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812, the name that everybody reads
 from torch import Tensor
 
+from penstock.models.fused import FusedLayer
 from penstock.models.latent import LatentAttention
 from penstock.models.parts import Angles, Norm, Rotated, Scope, attend
 from penstock.models.spec import (
@@ -45,7 +46,7 @@ class _Mlp(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
-    """Attention and MLP with the norms before and behind each."""
+    """Attention and MLP with the norms before and behind each. fused: all of it in one call, where there is one."""
 
     input_norm: Norm | None
     attention: _Mixer
@@ -53,6 +54,7 @@ class Layer:
     mlp_norm: Norm | None
     mlp: _Mlp
     mlp_post_norm: Norm | None
+    fused: FusedLayer | None
 
     @classmethod
     def of(cls, layer: LayerSpec, norm: NormSpec, scope: Scope) -> Layer:
@@ -66,12 +68,15 @@ class Layer:
             mlp_norm=norm_of("mlp_norm", layer.norms.has_before),
             mlp=_mlp(layer.mlp, scope.within("mlp")),
             mlp_post_norm=norm_of("mlp_post_norm", layer.norms.has_behind),
+            fused=FusedLayer.of(layer, norm, scope),
         )
 
     def __call__(
         self, x_TD: Tensor, change_TD: Tensor | None, batch: SegmentBatch, kv: Tensor, angles: Angles
     ) -> tuple[Tensor, Tensor]:
         """(residual stream, what is still to be added to it), from the same: an addition waits for the next norm."""
+        if self.fused is not None and self.fused.serves(x_TD, batch, kv):
+            return self.fused(x_TD, change_TD, batch, kv, angles)
         entering_TD, x_TD = _enter(self.input_norm, x_TD, change_TD)
         change_TD = _leave(self.attention_post_norm, self.attention(entering_TD, batch, kv, angles))
         entering_TD, x_TD = _enter(self.mlp_norm, x_TD, change_TD)

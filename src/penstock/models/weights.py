@@ -27,6 +27,7 @@ from penstock.models.gguf import config as gguf
 from penstock.models.gguf.tensors import GgufTensors
 from penstock.models.parameters import Parameter, parameters_of
 from penstock.models.spec import ExpertsSpec, ModelSpec
+from penstock.ops.huge_pages import Arena
 from penstock.ops.packed import DENSE_FORMATS, pack, packed_bytes
 from penstock.ops.weight_format import Format
 
@@ -116,8 +117,9 @@ def load_tensors(
     parameters = tuple(parameters_of(spec, names))
     ignored = (*names.ignored, f"{names.head}.weight") if spec.is_tied else names.ignored
     checkpoint.check(parameters, ignored)
+    packer = _Packer(packing)
     return {
-        parameter.name: _packed(parameter, _load(parameter, checkpoint, dtype, device, packing is None), packing)
+        parameter.name: packer(parameter, _load(parameter, checkpoint, dtype, device, packing is None))
         for parameter in parameters
     }
 
@@ -129,13 +131,14 @@ def make_dummy(
     norm_fill = 0.0 if spec.norm.is_centered else 1.0
     generator = torch.Generator(device).manual_seed(DUMMY_SEED)
     tensors = {}
+    packer = _Packer(packing)
     for parameter in parameters_of(spec, WeightNames()):
         tensor = torch.empty(parameter.shape, dtype=dtype, device=device)
         if parameter.name.endswith("_norm"):
             tensor.fill_(norm_fill)
         else:
             tensor.normal_(0.0, DUMMY_STD, generator=generator)
-        tensors[parameter.name] = _packed(parameter, tensor, packing)
+        tensors[parameter.name] = packer(parameter, tensor)
     return tensors
 
 
@@ -163,9 +166,17 @@ def packing_of(
     return Format(quantize)
 
 
-def _packed(parameter: Parameter, tensor: Tensor, packing: Format | None) -> Tensor:
+class _Packer:
     """Matrices that a linear layer multiplies by are packed; norms, biases and stacked experts stay."""
-    return tensor if packing is None or not _is_matrix(parameter) else pack(tensor, packing)
+
+    def __init__(self, packing: Format | None) -> None:
+        self._packing = packing
+        self._arena = Arena()
+
+    def __call__(self, parameter: Parameter, tensor: Tensor) -> Tensor:
+        if self._packing is None or not _is_matrix(parameter):
+            return tensor
+        return pack(tensor, self._packing, arena=self._arena)
 
 
 def _is_matrix(parameter: Parameter) -> bool:

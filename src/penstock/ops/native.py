@@ -28,7 +28,7 @@ from torch import Tensor
 
 log = logging.getLogger(__name__)
 
-SOURCE = Path(__file__).with_suffix(".cpp")
+SOURCE = Path(__file__).parent / "cpp" / "kernels.cpp"
 COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared")
 NEEDED = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni", "avx512_bf16")
@@ -36,9 +36,40 @@ DTYPES = (torch.float32, torch.bfloat16)
 COMPILE_LIMIT_S = 180
 
 _P, _I, _F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
+
+
+class Weight(ctypes.Structure):
+    """`Weight` of linear.h: pointers to what a `PackedWeight` holds, which must outlive it."""
+
+    _fields_ = (("data", _P), ("scale", _P), ("bias", _P), ("format", _I), ("n", _I), ("k", _I))
+
+
+class LayerWeights(ctypes.Structure):
+    """`LayerWeights` of layer.h."""
+
+    _fields_ = (
+        *((name, _P) for name in ("input_norm", "mlp_norm", "qk_norm")),
+        *((name, Weight) for name in ("qkv", "out", "gate_up", "down")),
+        *((name, _I) for name in ("hidden", "heads", "kv_heads", "dim", "window")),
+        *((name, _F) for name in ("eps", "scale", "cap")),
+    )
+
+
+class LayerStep(ctypes.Structure):
+    """`LayerStep` of layer.h."""
+
+    _fields_ = (
+        *((name, _P) for name in ("x", "change", "cosines", "sines", "kv", "slots", "tables", "segments")),
+        *((name, _P) for name in ("total", "next_change")),
+        *((name, _I) for name in ("tokens", "pairs", "n_blocks", "block_tokens", "table_width", "n_segments")),
+        ("threads", _I),
+    )
+
+
 SIGNATURES: dict[str, tuple[type, ...]] = {
-    "linear": (_I, _I, _P, _I, _I, _I, _P, _P, _P, _I, _I),
-    "attend": (_I, _P, _I, _P, _I, _P, _I, _P, _I, _I, _I, _I, _I, _F, _I, _P, _P, _I),
+    "linear": (_I, _P, _I, _I, _P, _P, _I),
+    "layer": (_I, _P, _P),
+    "attend": (_I, _P, _I, _P, _I, _P, _I, _P, _I, _I, _I, _I, _I, _F, _I, _F, _P, _P, _I),
     "rms_norm": (_I, _P, _I, _I, _I, _I, _I, _P, _I, _F, _P, _P, _P, _I),
     "gated_silu": (_I, _P, _I, _I, _P, _I),
     "rope": (_I, _P, _I, _I, _I, _I, _I, _P, _P, _I, _P, _I),
@@ -47,11 +78,12 @@ SIGNATURES: dict[str, tuple[type, ...]] = {
 
 
 class Core:
-    """The loaded library: a method for each function of `native.cpp`, whose sizes the caller has checked."""
+    """The loaded library: a method for each function of `kernels.cpp`, whose sizes the caller has checked."""
 
     def __init__(self, path: Path) -> None:
         library = ctypes.CDLL(str(path))
         self.linear = _function(library, "linear")
+        self.layer = _function(library, "layer")
         self.attend = _function(library, "attend")
         self.rms_norm = _function(library, "rms_norm")
         self.gated_silu = _function(library, "gated_silu")
@@ -133,7 +165,8 @@ def _load(cache_dir: Path) -> tuple[Core | None, str]:
 def _key(compiler: str, flags: frozenset[str]) -> str:
     """Names the result: by source, compiler, its flags and the CPU that -march=native stands for."""
     parts: Sequence[str] = (compiler, *FLAGS, *sorted(flags))
-    return hashlib.sha256(SOURCE.read_bytes() + "\n".join(parts).encode()).hexdigest()[:16]
+    sources = b"".join(path.read_bytes() for path in sorted(SOURCE.parent.iterdir()))
+    return hashlib.sha256(sources + "\n".join(parts).encode()).hexdigest()[:16]
 
 
 def _compile(compiler: str, path: Path) -> None:

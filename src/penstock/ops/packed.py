@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812, the name that everybody reads
 from torch import Tensor
 
+from penstock.ops import native
+from penstock.ops.huge_pages import Arena
 from penstock.ops.packed_linear import packed_linear
 from penstock.ops.weight_format import Format
 
@@ -40,6 +42,7 @@ class PackedWeight(torch.Tensor):
     outputs: int
     inputs: int
     compute_dtype: torch.dtype
+    described: native.Weight
 
     @staticmethod
     def __new__(
@@ -50,6 +53,14 @@ class PackedWeight(torch.Tensor):
         weight.format, weight.data_packed, weight.scales_N = format, data, scales
         weight.outputs, weight.inputs = shape
         weight.compute_dtype = dtype
+        together = 2 if format is Format.BFLOAT16 else 1  # the kernel takes pairs; whole groups it fills up itself
+        weight.described = native.Weight(
+            data=data.data_ptr(),
+            scale=None if scales is None else scales.data_ptr(),
+            format=format.code,
+            n=weight.outputs,
+            k=-(-weight.inputs // together) * together,
+        )
         return weight
 
     @classmethod
@@ -94,12 +105,15 @@ class PackedWeight(torch.Tensor):
         return ((x_G / scale.clamp_min(1e-30)).round() * scale).flatten(-2)[..., : x.shape[-1]]
 
 
-def pack(weight_NK: Tensor, format: Format, dtype: torch.dtype | None = None) -> PackedWeight:
+def pack(
+    weight_NK: Tensor, format: Format, dtype: torch.dtype | None = None, arena: Arena | None = None
+) -> PackedWeight:
     """Lay a matrix out for the kernels, quantized if the format is an integer one.
 
     Args:
         weight_NK: on the CPU, any float dtype.
         dtype: of the activations; None: that of the weight. FLOAT32 and BFLOAT16 are for activations of their own.
+        arena: where the numbers are to lie; None: wherever torch puts them.
     Raises: ValueError for a dense format that is not the dtype's.
     """
     dtype = dtype or weight_NK.dtype
@@ -110,6 +124,8 @@ def pack(weight_NK: Tensor, format: Format, dtype: torch.dtype | None = None) ->
     parts = [layout.packed(padded) for padded in _padded(weight_NK, format.together)]
     data = torch.cat([data for data, _ in parts]) if len(parts) > 1 else parts[0][0]
     scales = [scales for _, scales in parts if scales is not None]
+    if arena is not None:
+        data = arena.place(data)
     return PackedWeight(format, (n_outputs, n_inputs), dtype, data, torch.cat(scales) if scales else None)
 
 

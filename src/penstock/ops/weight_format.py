@@ -6,7 +6,7 @@ import enum
 
 
 class Format(enum.Enum):
-    """How the numbers of a packed weight are stored. `code` is that of `native.cpp`."""
+    """How the numbers of a packed weight are stored. `code` is that of `cpp/linear.h`."""
 
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"

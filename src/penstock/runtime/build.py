@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from penstock.models.decoder import Decoder
     from penstock.runtime.executor import NewPool, TorchExecutor
 
-CACHE_LINE_BYTES = 64
 THREAD_BYTES = 32 * 2**20
 STREAM_TOKENS = 2**20  # where a stream ends when nobody said: block tables are made for so many tokens
 OnPhase = Callable[[str, float], None]  # (what was done, seconds)
@@ -196,22 +195,14 @@ def _pools_of(decoder: Decoder, block_tokens: int) -> NewPool:
     """Zeros, not uninitialized memory: a kernel may read padding and multiply it by zero."""
     import torch
 
+    from penstock.ops.huge_pages import zeros_on_huge_pages
+
     def new_pool(layer: int, n_blocks: int) -> torch.Tensor:
         attention = decoder.spec.layers[layer].attention
         shape = 2, n_blocks, block_tokens, attention.kv_heads, attention.head_dim
         if decoder.device.type == "cpu":
-            return _zeros_on_demand(shape, decoder.dtype)
+            n_bytes = math.prod(shape) * decoder.dtype.itemsize
+            return zeros_on_huge_pages(n_bytes).view(decoder.dtype).view(shape)
         return torch.zeros(shape, dtype=decoder.dtype, device=decoder.device)
 
     return new_pool
-
-
-def _zeros_on_demand(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """Zeros whose pages the system hands out when they are first written; torch would write 4 GiB of them here."""
-    import numpy as np
-    import torch
-
-    n_bytes = math.prod(shape) * dtype.itemsize
-    raw = np.zeros(n_bytes + CACHE_LINE_BYTES, np.uint8)
-    skip_bytes = -raw.ctypes.data % CACHE_LINE_BYTES
-    return torch.from_numpy(raw[skip_bytes : skip_bytes + n_bytes]).view(dtype).view(shape)

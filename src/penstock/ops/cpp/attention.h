@@ -1,0 +1,324 @@
+// Attention over paged keys where they lie: nothing is gathered, and the query heads that share a KV head read its keys
+// and values once.
+//
+// Keys are taken 16 at a time from a multiple of 16 on, with a running maximum and sum for each token and head (online
+// softmax, as in FlashAttention-2, arXiv 2307.08691). What a token gets depends on its own query and keys alone: not on
+// the tokens beside it, nor on how a prompt was cut, nor (blocks of a multiple of 16 tokens) on which block is the first
+// one in its table.
+#pragma once
+
+#include "simd.h"
+
+namespace penstock {
+
+constexpr int MAX_DIM = 256;  // of a head
+constexpr int SUB = 16;       // keys at a time
+constexpr int TILE = 32;      // rows of an item that is several tokens; a row is a token's query head
+constexpr int MOST_TILE = 64; // rows of any item
+
+struct Segment {  // tokens [first, first + tokens) of the step, the last of which sees `keys` keys; a row of the tables
+  int64_t row, first, tokens, keys;
+};
+
+struct Item {  // tokens [start, stop) of a segment, KV heads [head, stop_head)
+  const Segment* segment;
+  int64_t start, stop, head, stop_head;
+};
+
+template <class T>
+struct Attention {
+  const T* q;
+  const T* kv;
+  const int32_t* tables;
+  const Segment* segments;
+  T* out;      // [tokens, heads, dim]
+  float* lse;  // [tokens, heads], or none
+  int64_t q_stride, n_blocks, block_tokens, table_width, n_segments, window;  // window 0: all keys
+  int heads, kv_heads, dim;
+  float scale, cap;  // cap 0: none
+
+  int share() const { return heads / kv_heads; }
+
+  // Longest first: what is handed out last should be short.
+  void list(std::vector<Item>& items, int threads) const {
+    items.clear();
+    const int64_t tile = TILE / share() > 0 ? TILE / share() : 1;
+    const int64_t most_heads = MOST_TILE / share();
+    for (int64_t s = 0; s < n_segments; s++) {
+      const Segment& seg = segments[s];
+      if (seg.tokens == 1) {
+        // all heads of a token together read whole blocks; few tokens are cut so that every thread has work
+        int64_t heads_each = kv_heads * n_segments / (2 * threads);
+        heads_each = heads_each < 1 ? 1 : heads_each > most_heads ? most_heads : heads_each;
+        for (int64_t h = 0; h < kv_heads; h += heads_each)
+          items.push_back({&seg, 0, 1, h, h + heads_each < kv_heads ? h + heads_each : kv_heads});
+      } else {
+        for (int64_t stop = seg.tokens; stop > 0; stop -= tile)
+          for (int64_t h = 0; h < kv_heads; h++) items.push_back({&seg, stop > tile ? stop - tile : 0, stop, h, h + 1});
+      }
+    }
+  }
+};
+
+INLINE __m512 sums(const __m512 (&a)[16]) {  // lane i: the sum over a[i], added in the same order for every i
+  __m512 t[8], u[4];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; i++)
+    t[i] = _mm512_add_ps(_mm512_unpacklo_ps(a[2 * i], a[2 * i + 1]), _mm512_unpackhi_ps(a[2 * i], a[2 * i + 1]));
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++) {
+    const __m512d p = _mm512_castps_pd(t[2 * i]), q = _mm512_castps_pd(t[2 * i + 1]);
+    u[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(p, q)), _mm512_castpd_ps(_mm512_unpackhi_pd(p, q)));
+  }
+  const __m512 v = _mm512_add_ps(_mm512_shuffle_f32x4(u[0], u[1], 0x88), _mm512_shuffle_f32x4(u[0], u[1], 0xdd));
+  const __m512 x = _mm512_add_ps(_mm512_shuffle_f32x4(u[2], u[3], 0x88), _mm512_shuffle_f32x4(u[2], u[3], 0xdd));
+  return _mm512_add_ps(_mm512_shuffle_f32x4(v, x, 0x88), _mm512_shuffle_f32x4(v, x, 0xdd));
+}
+
+struct Wide {  // 32 numbers of a query
+  __m512 low, high;
+};
+INLINE Wide take(const float* p) { return {load(p), load(p + 16)}; }
+INLINE __m512bh take(const bf16* p) { return (__m512bh)_mm512_loadu_si512(p); }
+INLINE __m512 dot(__m512 acc, const Wide& a, const float* b) {
+  return _mm512_fmadd_ps(a.high, load(b + 16), _mm512_fmadd_ps(a.low, load(b), acc));
+}
+INLINE __m512 dot(__m512 acc, __m512bh a, const bf16* b) {
+  return _mm512_dpbf16_ps(acc, a, (__m512bh)_mm512_loadu_si512(b));
+}
+
+// The products of ROWS (1 or 2) queries with 16 keys.
+template <int ROWS, class T>
+INLINE void scores(__m512 (&s)[ROWS], const T* const (&q)[ROWS], const T* const* keys, int dim) {
+  constexpr int AT_ONCE = 16 / ROWS;
+  __m512 half[ROWS];
+#pragma GCC unroll 2
+  for (int part = 0; part < ROWS; part++) {
+    __m512 acc[16];
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i++) acc[i] = _mm512_setzero_ps();
+    for (int d = 0; d < dim; d += 32) {
+      const auto a = take(q[0] + d), b = take(q[ROWS - 1] + d);
+#pragma GCC unroll 16
+      for (int i = 0; i < AT_ONCE; i++) {
+        const T* key = keys[part * AT_ONCE + i] + d;
+        acc[i] = dot(acc[i], a, key);
+        if (ROWS == 2) acc[8 + i] = dot(acc[8 + i], b, key);
+      }
+    }
+    half[part] = sums(acc);
+  }
+  s[0] = ROWS == 1 ? half[0] : _mm512_shuffle_f32x4(half[0], half[ROWS - 1], 0x44);
+  if (ROWS == 2) s[ROWS - 1] = _mm512_shuffle_f32x4(half[0], half[ROWS - 1], 0xee);
+}
+
+// Values as the products want them: float32 as they lie, bfloat16 in pairs of keys.
+INLINE void pair_up(const float* const*, int, float*) {}
+INLINE void pair_up(const bf16* const* values, int dim, bf16* pairs) {
+  const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37, 5,
+                                       36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
+  const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
+  for (int j = 0; j < SUB; j += 2)
+    for (int d = 0; d < dim; d += 32) {
+      const __m512i a = _mm512_loadu_si512(values[j] + d), b = _mm512_loadu_si512(values[j + 1] + d);
+      _mm512_store_si512(pairs + j * dim + 2 * d, _mm512_permutex2var_epi16(a, low, b));
+      _mm512_store_si512(pairs + j * dim + 2 * d + 32, _mm512_permutex2var_epi16(a, high, b));
+    }
+}
+
+// out[r] = out[r] * keep[r] + p[r] . values, over C vectors of features from `d` on
+template <int R, int C>
+INLINE void add_values(float* out, const float* keep, const bf16* p, const bf16* const*, const bf16* pairs, int dim, int d) {
+  __m512 acc[R][C];
+#pragma GCC unroll 4
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+    for (int c = 0; c < C; c++)
+      acc[r][c] = _mm512_mul_ps(load(out + r * dim + d + 16 * c), _mm512_set1_ps(keep[r]));
+#pragma GCC unroll 2
+  for (int j = 0; j < SUB; j += 2) {
+    __m512bh v[C];
+#pragma GCC unroll 4
+    for (int c = 0; c < C; c++) v[c] = (__m512bh)_mm512_load_si512(pairs + j * dim + 2 * d + 32 * c);
+#pragma GCC unroll 4
+    for (int r = 0; r < R; r++) {
+      int32_t pair;
+      memcpy(&pair, p + r * SUB + j, 4);
+      const __m512bh w = (__m512bh)_mm512_set1_epi32(pair);
+#pragma GCC unroll 4
+      for (int c = 0; c < C; c++) acc[r][c] = _mm512_dpbf16_ps(acc[r][c], w, v[c]);
+    }
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+    for (int c = 0; c < C; c++) store(out + r * dim + d + 16 * c, acc[r][c]);
+}
+template <int R, int C>
+INLINE void add_values(float* out, const float* keep, const float* p, const float* const* values, const float*, int dim,
+                       int d) {
+  __m512 acc[R][C];
+#pragma GCC unroll 4
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+    for (int c = 0; c < C; c++)
+      acc[r][c] = _mm512_mul_ps(load(out + r * dim + d + 16 * c), _mm512_set1_ps(keep[r]));
+  for (int j = 0; j < SUB; j++) {
+    __m512 v[C];
+#pragma GCC unroll 4
+    for (int c = 0; c < C; c++) v[c] = load(values[j] + d + 16 * c);
+#pragma GCC unroll 4
+    for (int r = 0; r < R; r++) {
+      const __m512 w = _mm512_set1_ps(p[r * SUB + j]);
+#pragma GCC unroll 4
+      for (int c = 0; c < C; c++) acc[r][c] = _mm512_fmadd_ps(w, v[c], acc[r][c]);
+    }
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+    for (int c = 0; c < C; c++) store(out + r * dim + d + 16 * c, acc[r][c]);
+}
+
+template <int R, class T>
+INLINE void add_values_of(float* out, const float* keep, const T* p, const T* const* values, const T* pairs, int dim) {
+  int d = 0;
+  for (; d + 64 <= dim; d += 64) add_values<R, 4>(out, keep, p, values, pairs, dim, d);
+  if (d < dim) add_values<R, 2>(out, keep, p, values, pairs, dim, d);
+}
+
+INLINE __m512 capped(__m512 s, float cap) {  // cap * tanh(s / cap)
+  const __m512 one = _mm512_set1_ps(1.f), two = _mm512_set1_ps(2.f);
+  const __m512 e = vexp(_mm512_mul_ps(s, _mm512_set1_ps(2.f / cap)));
+  return _mm512_mul_ps(_mm512_set1_ps(cap), _mm512_sub_ps(one, _mm512_div_ps(two, _mm512_add_ps(e, one))));
+}
+
+// Running maximum and sum of each row of an item, and the values added so far.
+template <class T>
+struct Rows {
+  alignas(64) float out[MOST_TILE * MAX_DIM];
+  alignas(64) float total[MOST_TILE][SUB];
+  alignas(64) T p[MOST_TILE * SUB];
+  float top[MOST_TILE], keep[MOST_TILE];
+
+  void clear(int n, int dim) {
+    memset(out, 0, (size_t)n * dim * sizeof(float));
+    memset(total, 0, (size_t)n * sizeof(total[0]));
+    for (int r = 0; r < n; r++) top[r] = -std::numeric_limits<float>::infinity();
+  }
+  void skip(int r) {
+    keep[r] = 1.f;
+    memset(p + r * SUB, 0, SUB * sizeof(T));
+  }
+  void add(int r, __m512 s, __mmask16 seen) {
+    const float before = top[r];
+    s = _mm512_mask_mov_ps(_mm512_set1_ps(-std::numeric_limits<float>::infinity()), seen, s);
+    const float best = _mm512_reduce_max_ps(s), now = best > before ? best : before;
+    top[r] = now;
+    keep[r] = before == now ? 1.f : _mm512_cvtss_f32(vexp(_mm512_set1_ps(before - now)));
+    const __m512 weights = _mm512_maskz_mov_ps(seen, vexp(_mm512_sub_ps(s, _mm512_set1_ps(now))));
+    store(p + r * SUB, weights);
+    store(total[r], _mm512_fmadd_ps(load(total[r]), _mm512_set1_ps(keep[r]), weights));
+  }
+};
+
+// Where 16 keys from `first` on lie; what fills up the 16 is a key that some row of the item sees, hidden later.
+template <class T>
+INLINE void locate(const Attention<T>& a, const int32_t* table, int64_t first, int64_t least, int64_t stop, int64_t* at) {
+  const int64_t stride = (int64_t)a.kv_heads * a.dim;
+  if (a.block_tokens % SUB == 0 && first >= least && first + SUB <= stop) {  // all in one block
+    const int64_t block = table[first / a.block_tokens], slot = block * a.block_tokens + first % a.block_tokens;
+    for (int j = 0; j < SUB; j++) at[j] = (slot + j) * stride;
+    return;
+  }
+  for (int j = 0; j < SUB; j++) {
+    const int64_t key = first + j < least ? least : first + j < stop ? first + j : stop - 1;
+    at[j] = ((int64_t)table[key / a.block_tokens] * a.block_tokens + key % a.block_tokens) * stride;
+  }
+}
+
+template <class T>
+INLINE void ask_for(const T* p, int dim) {
+  for (int d = 0; d < dim; d += 64 / (int)sizeof(T)) _mm_prefetch((const char*)(p + d), _MM_HINT_T1);
+}
+
+template <class T>
+void attend(const Attention<T>& a, const Item& item) {
+  Rows<T> rows;
+  alignas(64) T pairs[std::is_same<T, float>::value ? 1 : SUB * MAX_DIM];
+  const int share = a.share(), dim = a.dim, tokens = item.stop - item.start, per_head = tokens * share;
+  const int n_rows = per_head * (item.stop_head - item.head);
+  const int64_t stride = (int64_t)a.kv_heads * dim;
+  const int64_t first_position = item.segment->keys - item.segment->tokens + item.start;
+  const int64_t last_stop = first_position + tokens;  // keys that any row sees: [least, last_stop)
+  const int64_t least = a.window && first_position + 1 > a.window ? first_position + 1 - a.window : 0;
+  const T* values_of_layer = a.kv + a.n_blocks * a.block_tokens * stride;
+  const int32_t* table = a.tables + item.segment->row * a.table_width;
+  rows.clear(n_rows, dim);
+  for (int64_t first = least / SUB * SUB; first < last_stop; first += SUB) {
+    int64_t at[SUB], next[SUB];
+    locate(a, table, first, least, last_stop, at);
+    const bool asks = tokens == 1 && first + SUB < last_stop;  // many tokens wait for arithmetic, not for memory
+    if (asks) locate(a, table, first + SUB, least, last_stop, next);
+    int r = 0;
+    for (int64_t head = item.head; head < item.stop_head; head++) {
+      const T *keys[SUB], *values[SUB];
+      for (int j = 0; j < SUB; j++) {
+        keys[j] = a.kv + at[j] + head * dim, values[j] = values_of_layer + at[j] + head * dim;
+        if (asks) ask_for(a.kv + next[j] + head * dim, dim), ask_for(values_of_layer + next[j] + head * dim, dim);
+      }
+      pair_up(values, dim, pairs);
+      const int head_row = r;
+      for (int t = 0; t < tokens; t++) {
+        const int64_t stop = first_position + t + 1, begin = a.window && stop > a.window ? stop - a.window : 0;
+        if (first >= stop || first + SUB <= begin) {
+          for (int g = 0; g < share; g++) rows.skip(r++);
+          continue;
+        }
+        __mmask16 seen = tail(stop - first);
+        if (begin > first) seen &= (__mmask16)(0xffffu << (begin - first));
+        const T* q = a.q + (item.segment->first + item.start + t) * a.q_stride + head * share * dim;
+        const __m512 scale = _mm512_set1_ps(a.scale);
+        for (int g = 0; g < share; g += 2) {
+          const bool is_pair = g + 1 < share;
+          __m512 s[2];
+          if (is_pair) {
+            scores<2, T>(s, {q + g * dim, q + (g + 1) * dim}, keys, dim);
+          } else {
+            __m512 one[1];
+            scores<1, T>(one, {q + g * dim}, keys, dim);
+            s[0] = one[0];
+          }
+          for (int i = 0; i <= (int)is_pair; i++) {
+            __m512 scaled = _mm512_mul_ps(s[i], scale);
+            if (a.cap != 0) scaled = capped(scaled, a.cap);
+            rows.add(r++, scaled, seen);
+          }
+        }
+      }
+      int i = head_row;
+      for (; i + 4 <= r; i += 4) add_values_of<4>(rows.out + i * dim, rows.keep + i, rows.p + i * SUB, values, pairs, dim);
+      for (; i + 2 <= r; i += 2) add_values_of<2>(rows.out + i * dim, rows.keep + i, rows.p + i * SUB, values, pairs, dim);
+      for (; i < r; i++) add_values_of<1>(rows.out + i * dim, rows.keep + i, rows.p + i * SUB, values, pairs, dim);
+    }
+  }
+  for (int r = 0; r < n_rows; r++) {
+    const int64_t token = item.segment->first + item.start + r % per_head / share;
+    const int64_t head = (item.head + r / per_head) * share + r % share;
+    const float total = _mm512_reduce_add_ps(load(rows.total[r]));
+    const __m512 inverse = _mm512_set1_ps(1.f / total);
+    T* out = a.out + (token * a.heads + head) * dim;
+    for (int d = 0; d < dim; d += 16) store(out + d, _mm512_mul_ps(load(rows.out + r * dim + d), inverse));
+    if (a.lse) a.lse[token * a.heads + head] = rows.top[r] + std::log(total);
+  }
+}
+
+template <class T>
+void attend_all(const Attention<T>& a, int threads) {
+  static thread_local std::vector<Item> items;
+  a.list(items, threads);
+  const std::vector<Item>& all = items;
+  Team::run(threads, [&](Team& team) { team.each(0, all.size(), [&](int64_t i) { attend(a, all[i]); }); });
+}
+
+}  // namespace penstock
