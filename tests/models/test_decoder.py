@@ -138,3 +138,12 @@ def test_facts_say_what_decisions_need(checkpoint, decoder_of):
 
 
 QK_NORM_ROWS_BYTES = 4 * 4 * 32 * (4 + 2 - 2)  # a row per head instead of one for queries and one for keys
+
+
+@pytest.mark.parametrize("name", ["llama3-gqa", "mixtral", "olmoe", "gpt-oss", "deepseek-v2"])
+def test_a_model_of_8_bit_integers_is_close_to_its_model(name, checkpoint, decoder_of):
+    ids = random_ids(40)
+    found = PagedRun(load_model(checkpoint(name)[1], quantize="int8"), [ids], 16).step({0: 40})[0]
+    expected = PagedRun(decoder_of(name), [ids], 16).step({0: 40})[0]
+    # four layers of large random weights multiply every rounding; unrelated logits would be off by 1.4
+    assert (found - expected).norm() < 0.35 * expected.norm()

@@ -6,8 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from penstock.ops.packed import DENSE_FORMATS, pack, packed_bytes
+from penstock.ops.experts import experts
+from penstock.ops.packed import DENSE_FORMATS, pack, pack_stack, packed_bytes
 from penstock.ops.packed_linear import packed_linear
+from penstock.ops.route import route
 from penstock.ops.weight_format import Format
 
 # relative norm of the error against float weights and activations, on normal weights: the promise of each format
@@ -86,6 +88,28 @@ def test_nothing_else_takes_a_packed_weight():
         torch.matmul(torch.zeros(1, 64), packed)
     with pytest.raises(ValueError, match=r"packed as bfloat16 cannot meet activations of torch.float32"):
         pack(normal(64, 64), Format.BFLOAT16)
+
+
+@pytest.mark.parametrize("format", [Format.FLOAT32, *WEIGHT_ERROR])
+def test_experts_may_be_packed(format):
+    x, gate_up, down = normal(50, 64), normal(8, 192, 64) / 8, normal(8, 64, 96) / 8
+    chosen = route(normal(50, 8), 3, True)
+    expected = experts(x, gate_up, down, *chosen)
+    most = 2.5 * OUTPUT_ERROR[format] if format in OUTPUT_ERROR else 1e-5  # of two products, one behind the other
+    packed = pack_stack(gate_up, format), pack_stack(down, format)
+    assert [stack.shape for stack in packed] == [gate_up.shape, down.shape]
+    for run in experts.implementations.values():
+        assert error(run(x, *packed, *chosen), expected) < most
+
+
+def test_a_stack_gives_one_expert_at_a_time():
+    with pytest.raises(TypeError, match="one expert at a time, not sum"):
+        pack_stack(normal(2, 64, 64), Format.INT8).sum()
+
+
+@pytest.mark.parametrize("format", [Format.FLOAT32, *WEIGHT_ERROR])
+def test_the_size_of_a_stack_is_known_before_packing(format):
+    assert packed_bytes(format, (3, 65, 100)) == pack_stack(normal(3, 65, 100), format).nbytes
 
 
 def test_rows_of_another_width_are_refused():

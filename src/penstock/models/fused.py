@@ -64,8 +64,8 @@ class FusedLayer:
         return cls(attention=attention, weights=weights, dtype=dtype)
 
     def serves(self, x_TD: Tensor, batch: SegmentBatch, kv: Tensor) -> bool:
-        """These tensors are as the kernel reads them."""
-        is_ours = native.is_served(x_TD, kv) and x_TD.dtype is self.dtype
+        """These tensors are as the kernel reads them, and no sinks are read beside the window."""
+        is_ours = batch.sinks is None and native.is_served(x_TD, kv) and x_TD.dtype is self.dtype
         return is_ours and len(x_TD) > 0 and kv.is_contiguous() and batch.tables_SB.is_contiguous()
 
     def __call__(
@@ -95,7 +95,7 @@ class FusedLayer:
             threads=torch.get_num_threads(),
         )
         if self.attention.rope is not None:
-            cos_TR, sin_TR = angles[self.attention.rope]
+            cos_TR, sin_TR = angles.tokens[self.attention.rope]
             step.cosines, step.sines, step.pairs = cos_TR.data_ptr(), sin_TR.data_ptr(), cos_TR.shape[1]
         core.layer(x_TD.dtype is torch.bfloat16, ctypes.addressof(self.weights), ctypes.addressof(step))
         return total_TD, next_change_TD

@@ -28,7 +28,7 @@ from penstock.models.gguf.tensors import GgufTensors
 from penstock.models.parameters import Parameter, parameters_of
 from penstock.models.spec import ExpertsSpec, ModelSpec
 from penstock.ops.huge_pages import Arena
-from penstock.ops.packed import DENSE_FORMATS, pack, packed_bytes
+from penstock.ops.packed import DENSE_FORMATS, pack, pack_stack, packed_bytes
 from penstock.ops.weight_format import Format
 
 log = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ def parameter_bytes(parameter: Parameter, dtype: torch.dtype, quantize: str = "n
     """Memory that one parameter takes."""
     if quantize == "none" or not _is_matrix(parameter):
         return parameter.elements * dtype.itemsize
-    return packed_bytes(Format(quantize), parameter.shape)
+    return packed_bytes(_format_of(parameter, Format(quantize), dtype), parameter.shape)
 
 
 def resolve_dtype(spec: ModelSpec, dtype: str | torch.dtype) -> torch.dtype:
@@ -161,13 +161,11 @@ def packing_of(
         raise UnsupportedModel(f"--quantize {quantize} is for the CPU, not for {device}: leave it out, or --device cpu")
     if dtype not in DENSE_FORMATS:
         raise UnsupportedModel(f"--quantize {quantize} takes float32 or bfloat16 activations, not {dtype}; see --dtype")
-    if any(isinstance(layer.mlp, ExpertsSpec) for layer in spec.layers):
-        raise UnsupportedModel(f"--quantize {quantize} does not cover mixtures of experts yet; leave it out")
     return Format(quantize)
 
 
 class _Packer:
-    """Matrices that a linear layer multiplies by are packed; norms, biases and stacked experts stay."""
+    """Matrices that a linear layer multiplies by are packed; norms and biases stay."""
 
     def __init__(self, packing: Format | None) -> None:
         self._packing = packing
@@ -176,12 +174,20 @@ class _Packer:
     def __call__(self, parameter: Parameter, tensor: Tensor) -> Tensor:
         if self._packing is None or not _is_matrix(parameter):
             return tensor
-        return pack(tensor, self._packing, arena=self._arena)
+        format = _format_of(parameter, self._packing, tensor.dtype)
+        packs = pack if tensor.dim() == 2 else pack_stack
+        return packs(tensor, format, arena=self._arena)
+
+
+def _format_of(parameter: Parameter, packing: Format, dtype: torch.dtype) -> Format:
+    """Routers are small, and a rounded one sends tokens elsewhere: they stay as they are."""
+    is_router = parameter.name.endswith((".router", ".shared_gate"))
+    return DENSE_FORMATS[dtype] if is_router else packing
 
 
 def _is_matrix(parameter: Parameter) -> bool:
     """A linear layer multiplies by it, and nothing else looks into it: latent attention cuts its `kv_b` to pieces."""
-    return len(parameter.shape) == 2 and not parameter.name.endswith(("_norm", "_bias", ".kv_b"))
+    return len(parameter.shape) > 1 and not parameter.name.endswith(("_norm", "_bias", ".kv_b"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

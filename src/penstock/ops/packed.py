@@ -129,8 +129,51 @@ def pack(
     return PackedWeight(format, (n_outputs, n_inputs), dtype, data, torch.cat(scales) if scales else None)
 
 
+class PackedStack(torch.Tensor):
+    """[E, N, K] to whoever asks: packed matrices of E experts, and nothing but to be indexed by one of them."""
+
+    matrices: tuple[PackedWeight, ...]
+
+    @staticmethod
+    def __new__(cls, matrices: tuple[PackedWeight, ...]) -> PackedStack:
+        first = matrices[0]
+        shape = (len(matrices), *first.shape)
+        stack = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=first.dtype, device=first.device)
+        assert isinstance(stack, PackedStack)
+        stack.matrices = matrices
+        return stack
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.__getitem__ and isinstance(args[1], int):
+            return args[0].matrices[args[1]]
+        if getattr(func, "__name__", "") == "__get__":  # shape, dtype, device
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args, **(kwargs or {}))
+        raise TypeError(f"a packed stack serves one expert at a time, not {getattr(func, '__name__', func)}")
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
+        raise TypeError(f"a packed stack has no numbers to give to {func}; see its matrices")
+
+    def __repr__(self) -> str:  # type: ignore[override]
+        return f"PackedStack({len(self.matrices)} x {self.matrices[0]!r})"
+
+    @property
+    def nbytes(self) -> int:  # type: ignore[override]
+        """Bytes that lie in memory."""
+        return sum(matrix.nbytes for matrix in self.matrices)
+
+
+def pack_stack(weight_ENK: Tensor, format: Format, arena: Arena | None = None) -> PackedStack:
+    """As `pack`, for the matrices of experts."""
+    return PackedStack(tuple(pack(weight_NK, format, arena=arena) for weight_NK in weight_ENK))
+
+
 def packed_bytes(format: Format, shape: tuple[int, ...]) -> int:
-    """Memory that an [N, K] matrix will take."""
+    """Memory that an [N, K] matrix, or a stack [E, N, K] of them, will take."""
+    if len(shape) == 3:
+        return shape[0] * packed_bytes(format, shape[1:])
     n_outputs, n_inputs = (-(-shape[0] // PANEL) * PANEL, -(-shape[1] // format.together) * format.together)
     scale_bytes = {Format.INT8: 4 * n_outputs, Format.INT4: n_outputs * n_inputs // 16}.get(format, 0)
     return n_outputs * n_inputs * format.bits // 8 + scale_bytes
