@@ -29,6 +29,7 @@ def facts_of(tokenizer: Tokenizer) -> ModelFacts:
         stop_token_ids=frozenset(tokenizer.eos_token_ids),
         states=(kv,),
         weight_bytes=0,
+        kernels=(("rms_norm", "native"), ("experts", "cpu")),
     )
 
 

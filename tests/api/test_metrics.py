@@ -28,6 +28,12 @@ def test_the_engines_counters_appear_under_their_names(server):
     assert value(found, "penstock_preemptions_total") == 3
 
 
+def test_what_computes_each_op_is_shown(server):
+    found = samples(server)
+    assert value(found, "penstock_kernel_info", op="rms_norm", kernel="native") == 1
+    assert value(found, "penstock_kernel_info", op="experts", kernel="cpu") == 1
+
+
 def test_requests_are_counted_and_timed(start):
     server = start()
     server.post("/v1/completions", {"prompt": [1, 2, 3], "max_tokens": 4, "n": 2})

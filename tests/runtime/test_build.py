@@ -135,6 +135,17 @@ def test_a_quantized_model_puts_out_the_same_in_any_interleaving(tiny_dir, quant
     assert [job.outputs for job in jobs] == [expected_outputs(whole, job) for job in jobs]
 
 
+def test_what_is_not_in_cpp_is_said(tiny_dir, caplog):
+    executor = build_executor(tiny_dir, kv_memory_bytes=POOL, load_format="dummy", quantize="int8")
+    executor.close()
+    kernels = dict(executor.facts.kernels)
+    assert kernels["paged_attention"] == "cpu"  # heads of 8 features
+    assert kernels["layer"] == "op by op"
+    (line,) = [record.message for record in caplog.records if record.message.startswith("not in C++")]
+    assert "layer, " in line
+    assert "paged_attention" in line
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

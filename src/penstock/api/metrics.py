@@ -239,11 +239,20 @@ class Metrics(Collector):
         yield _labelled("penstock_refusals", "Errors that clients were sent, by code", ("code",), refusals)
         ends = (((reason,), n) for reason, n in self.ends.items())
         yield _labelled("penstock_samples_ended", "Samples by the reason of their end", ("reason",), ends)
+        if self._has_started():
+            yield self._kernels()
         for name, value in self.tokens.items():
             yield CounterMetricFamily(f"penstock_{name}", f"Sum of {name.replace('_', ' ')}", value=value)
         yield CounterMetricFamily("penstock_clients_gone", "Clients that left before their answer", value=self.gone)
         for row in HISTOGRAMS:
             yield self._histogram(f"penstock_{row.name}", row, {})
+
+    def _kernels(self) -> GaugeMetricFamily:
+        """A path that is slower than it could be shows here."""
+        family = GaugeMetricFamily("penstock_kernel_info", "What computes an op", labels=["op", "kernel"])
+        for op, kernel in self._engine.facts.kernels:
+            family.add_metric([op, kernel], 1)
+        return family
 
     def _as_vllm(self, counters: Mapping[str, float]) -> Iterator[Metric]:
         """What vLLM has and we do not measure is left out: a zero would be a lie."""

@@ -94,7 +94,7 @@ def run_offline(
             torch.set_num_threads(options.threads)
         limits = measure_limits(device, resolve_dtype(spec, options.dtype), options.quantize != "none")
         engine = stack.enter_context(_Closing(make_engine(unbounded(options), on_phase))).engine
-        seconds, cores_used = _run(engine, workload)
+        seconds, cores_used = run_workload(engine, workload)
         bound = bound_of(
             spec,
             workload,
@@ -134,8 +134,8 @@ def print_report(report: OfflineReport, console: Console) -> None:
     print(report.as_json())
 
 
-def _run(engine: Engine, workload: OfflineWorkload) -> tuple[float, float]:
-    """(seconds, cores that the process used)."""
+def run_workload(engine: Engine, workload: OfflineWorkload) -> tuple[float, float]:
+    """(seconds from the first request to the last token, cores that the process used)."""
     requests = [
         Request(
             id=f"r{index}",

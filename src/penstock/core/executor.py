@@ -69,7 +69,10 @@ class StateSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFacts:
-    """What decisions need to know of a model; nothing of it is a tensor."""
+    """What decisions need to know of a model; nothing of it is a tensor.
+
+    kernels: (op, what computes it), for people to look at: no decision reads them.
+    """
 
     name: str
     n_layers: int
@@ -78,6 +81,7 @@ class ModelFacts:
     stop_token_ids: frozenset[int]
     states: tuple[StateSpec, ...]
     weight_bytes: int
+    kernels: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,13 +19,16 @@ from torch import Tensor
 from penstock.models.layers import Layer
 from penstock.models.parts import Angles, Norm, Rotated, Scope
 from penstock.models.rope import Rotation
-from penstock.models.spec import ModelSpec
+from penstock.models.spec import AttentionSpec, ExpertsSpec, ModelSpec
 from penstock.ops.add_sink import add_sink
 from penstock.ops.batch import SegmentBatch
 from penstock.ops.experts import experts
 from penstock.ops.gated import GATED
 from penstock.ops.op import Op
+from penstock.ops.packed import PackedWeight
+from penstock.ops.packed_linear import packed_linear
 from penstock.ops.paged_attention import paged_attention
+from penstock.ops.paged_attention.native import is_served_heads
 from penstock.ops.rms_norm import rms_norm
 from penstock.ops.rope import rope
 from penstock.ops.route import route
@@ -57,7 +60,28 @@ class Decoder:
         self._head = tensors["embed" if spec.is_tied else "head"]
         ropes = {layer.attention.rope for layer in spec.layers}
         self._rotations = {spec: Rotation.of(spec, self.device) for spec in ropes if spec is not None}
-        log.info("ops on %s: %s", self.device, ", ".join(f"{op.name} {op.on(self.device)}" for op in OPS))
+        self.kernels = self._kernels()
+        log.info("kernels on %s: %s", self.device, ", ".join(f"{op} {file}" for op, file in self.kernels.items()))
+
+    def _kernels(self) -> Mapping[str, str]:
+        """What computes each op that this model has, on its device: the name of an implementation (see `Op`).
+
+        layer: "native" if one call runs a whole layer, else "op by op", or how many of each.
+        """
+        layers = self.spec.layers
+        n_fused = sum(layer.fused is not None for layer in self._layers)
+        found = {
+            "layer": {0: "op by op", len(layers): "native"}.get(n_fused, f"native {n_fused} of {len(layers)}"),
+            "linear": packed_linear.on(self.device) if isinstance(self._head, PackedWeight) else "torch",
+        }
+        for op in (op for op in OPS if op.name in _ops_of(self.spec)):
+            found[op.name] = op.on(self.device)
+        if self.spec.norm.is_centered and found["rms_norm"] == "native":
+            found["rms_norm"] = "reference"
+        heads = {(a.q_heads, a.kv_heads, a.head_dim) for a in (layer.attention for layer in layers)}
+        if found["paged_attention"] == "native" and not all(is_served_heads(*shape) for shape in heads):
+            found["paged_attention"] = "cpu"
+        return found
 
     @property
     def device(self) -> torch.device:
@@ -98,3 +122,16 @@ class Decoder:
         logits_NV = F.linear(self._final_norm(x_ND)[0], self._head).float()
         cap = self.spec.logit_soft_cap
         return logits_NV if cap is None else logits_NV.div_(cap).tanh_().mul_(cap)
+
+
+def _ops_of(spec: ModelSpec) -> set[str]:
+    """Names of the ops that a model calls."""
+    names = {rms_norm.name, write_kv.name, paged_attention.name}
+    for layer in spec.layers:
+        attention, mlp = layer.attention, layer.mlp
+        names |= {rope.name} if attention.rope is not None else set()
+        names |= {sink_attention.name} if attention.sink_tokens else set()
+        names |= {add_sink.name} if isinstance(attention, AttentionSpec) and attention.has_sinks else set()
+        names |= {route.name, experts.name} if isinstance(mlp, ExpertsSpec) else set()
+        names.add(GATED[mlp.activation].name)
+    return names

@@ -5,12 +5,14 @@ Torch is imported inside, so that its import is a phase that a user sees, and im
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import time
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from penstock.models.decoder import Decoder
     from penstock.runtime.executor import NewPool, TorchExecutor
 
+log = logging.getLogger(__name__)
 THREAD_BYTES = 32 * 2**20
 STREAM_TOKENS = 2**20  # where a stream ends when nobody said: block tables are made for so many tokens
 OnPhase = Callable[[str, float], None]  # (what was done, seconds)
@@ -105,6 +108,10 @@ def build_executor(
             is_packed=wants_native and native.core() is not None,
             spec=spec,
         )
+    facts = replace(facts, kernels=tuple(decoder.kernels.items()))
+    slow = [op for op, kernel in facts.kernels if kernel != "native"]
+    if wants_native and slow:
+        log.warning("not in C++ here, so slower than could be: %s (%s)", ", ".join(slow), native.state().reason)
     executor = TorchExecutor(decoder, facts, new_pool=_pools_of(decoder, block_tokens), max_rows=max_rows, device=where)
     try:
         with _phase("allocate KV", on_phase):
