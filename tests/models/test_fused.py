@@ -41,7 +41,7 @@ ATTENTIONS = {
 FORMATS = [(dtype, format) for dtype in DENSE_FORMATS for format in (DENSE_FORMATS[dtype], Format.INT8, Format.INT4)]
 LENGTHS = (1, 70, 16, 33)
 needs_kernels = pytest.mark.skipif(
-    not set(native.NEEDED) <= native.cpu_flags(), reason="the C++ kernels do not run on this CPU"
+    not set(native.AVX512.needed) <= native.cpu_flags(), reason="the C++ kernels do not run on this CPU"
 )
 
 

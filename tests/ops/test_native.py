@@ -9,7 +9,11 @@ import pytest
 import torch
 
 from penstock.ops import native
+from penstock.ops.check import check_kernel
+from penstock.ops.packed import pack
+from penstock.ops.packed_linear import packed_linear
 from penstock.ops.rms_norm import rms_norm
+from penstock.ops.weight_format import Format
 
 
 @pytest.fixture
@@ -19,7 +23,7 @@ def fresh(monkeypatch):
 
 
 def test_without_a_compiler_torch_computes_and_the_reason_is_told(fresh, monkeypatch, tmp_path):
-    monkeypatch.setattr(native, "cpu_flags", lambda: frozenset(native.NEEDED))
+    monkeypatch.setattr(native, "cpu_flags", lambda: frozenset(native.AVX512.needed))
     monkeypatch.setattr(native.shutil, "which", lambda name: None)
     assert native.prepare(tmp_path).core is None
     assert "no C++ compiler" in native.state().reason
@@ -27,13 +31,29 @@ def test_without_a_compiler_torch_computes_and_the_reason_is_told(fresh, monkeyp
 
 
 def test_without_the_instructions_torch_computes_and_the_reason_is_told(fresh, monkeypatch, tmp_path):
-    monkeypatch.setattr(native, "cpu_flags", lambda: frozenset({"avx2"}))
+    monkeypatch.setattr(native, "cpu_flags", lambda: frozenset({"sse2"}))
     assert native.prepare(tmp_path).core is None
-    assert "avx512_bf16" in native.state().reason
+    assert "avx2, fma, f16c" in native.state().reason
+
+
+@pytest.mark.skipif(not native.cpu_flags().issuperset(native.AVX2.needed), reason="this CPU has no AVX2")
+def test_a_cpu_with_avx2_alone_gets_the_linear_layer(fresh, monkeypatch, tmp_path):
+    monkeypatch.setattr(native, "cpu_flags", lambda: frozenset(native.AVX2.needed))
+    state = native.prepare(tmp_path)
+    if state.core is None:
+        pytest.skip(state.reason)
+    assert state.core.kind is native.AVX2
+    cpu = torch.device("cpu")
+    assert (packed_linear.on(cpu), rms_norm.on(cpu)) == ("native", "reference")
+    check_kernel("packed_linear", packed_linear.implementations["native"])
+    weight, x = torch.randn(130, 256), torch.randn(23, 256)
+    for format in (Format.FLOAT32, Format.INT8, Format.INT4):
+        packed = pack(weight, format)
+        torch.testing.assert_close(packed_linear(x[3:8], packed), packed_linear(x, packed)[3:8], atol=0, rtol=0)
 
 
 def test_a_compiler_that_fails_is_no_reason_to_fail(fresh, monkeypatch, tmp_path):
-    monkeypatch.setattr(native, "cpu_flags", lambda: frozenset(native.NEEDED))
+    monkeypatch.setattr(native, "cpu_flags", lambda: frozenset(native.AVX512.needed))
     monkeypatch.setattr(native.shutil, "which", lambda name: "/bin/false")
     assert native.prepare(tmp_path).core is None
     assert "/bin/false says nothing" in native.state().reason
@@ -41,8 +61,8 @@ def test_a_compiler_that_fails_is_no_reason_to_fail(fresh, monkeypatch, tmp_path
 
 
 def test_the_library_is_named_by_source_compiler_and_cpu():
-    names = {native._key("g++", frozenset()), native._key("c++", frozenset()), native._key("g++", frozenset({"avx2"}))}
-    assert len(names) == 3
+    asked = [("g++", frozenset()), ("c++", frozenset()), ("g++", frozenset({"avx2"}))]
+    assert len({native._key(kind, *one) for one in asked for kind in native.KINDS}) == 6
 
 
 def test_importing_compiles_and_loads_nothing():

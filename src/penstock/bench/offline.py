@@ -176,7 +176,7 @@ def _report(
         device="cpu" if is_cpu else torch.cuda.get_device_name(device),
         dtype=options.dtype,
         quantize=options.quantize,
-        kernels="C++" if is_cpu and native.core() is not None else "torch",
+        kernels=native.state().reason.split(",")[0] if is_cpu else "torch",
         threads=torch.get_num_threads(),
         requests=len(workload.requests),
         input_tokens=workload.input_tokens,

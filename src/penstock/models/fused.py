@@ -35,7 +35,7 @@ class FusedLayer:
     def of(cls, layer: LayerSpec, norm: NormSpec, scope: Scope) -> FusedLayer | None:
         """None for a layer that the kernels do not know, or that was not packed for them."""
         attention, mlp = layer.attention, layer.mlp
-        if native.core() is None or not isinstance(attention, AttentionSpec) or not isinstance(mlp, DenseSpec):
+        if native.core("layer") is None or not isinstance(attention, AttentionSpec) or not isinstance(mlp, DenseSpec):
             return None
         if layer.norms is not NormPlace.BEFORE or norm.is_centered or mlp.activation is not Activation.SILU:
             return None
@@ -72,7 +72,7 @@ class FusedLayer:
         self, x_TD: Tensor, change_TD: Tensor | None, batch: SegmentBatch, kv: Tensor, angles: Angles
     ) -> tuple[Tensor, Tensor]:
         """As `Layer.__call__`."""
-        core = native.core()
+        core = native.core("layer")
         assert core is not None, "a fused layer exists only where the kernels are loaded"
         x_TD = x_TD.contiguous()
         change_TD = None if change_TD is None else change_TD.contiguous()

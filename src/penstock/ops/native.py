@@ -28,10 +28,9 @@ from torch import Tensor
 
 log = logging.getLogger(__name__)
 
-SOURCE = Path(__file__).parent / "cpp" / "kernels.cpp"
+SOURCES = Path(__file__).parent / "cpp"
 COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared")
-NEEDED = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni", "avx512_bf16")
 DTYPES = (torch.float32, torch.bfloat16)
 COMPILE_LIMIT_S = 180
 
@@ -77,18 +76,53 @@ SIGNATURES: dict[str, tuple[type, ...]] = {
 }
 
 
-class Core:
-    """The loaded library: a method for each function of `kernels.cpp`, whose sizes the caller has checked."""
+FUNCTIONS = {  # of each op, and of a whole layer
+    "packed_linear": "linear",
+    "layer": "layer",
+    "paged_attention": "attend",
+    "rms_norm": "rms_norm",
+    "gated_silu": "gated_silu",
+    "rope": "rope",
+    "write_kv": "write_kv",
+}
 
-    def __init__(self, path: Path) -> None:
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """Kernels for one kind of CPU. needed: its instructions, by the names of /proc/cpuinfo. ops: those it serves."""
+
+    name: str
+    source: str
+    needed: tuple[str, ...]
+    ops: frozenset[str]
+
+
+AVX512 = Kind(
+    "AVX-512",
+    "kernels.cpp",
+    ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni", "avx512_bf16"),
+    frozenset(FUNCTIONS),
+)
+AVX2 = Kind("AVX2", "kernels_avx2.cpp", ("avx2", "fma", "f16c"), frozenset({"packed_linear"}))
+KINDS = (AVX512, AVX2)  # the best first
+
+
+class Core:
+    """The loaded library: a method for each function of its `kind`, whose sizes the caller has checked."""
+
+    linear: Callable[..., None]
+    layer: Callable[..., None]
+    attend: Callable[..., None]
+    rms_norm: Callable[..., None]
+    gated_silu: Callable[..., None]
+    rope: Callable[..., None]
+    write_kv: Callable[..., None]
+
+    def __init__(self, path: Path, kind: Kind) -> None:
         library = ctypes.CDLL(str(path))
-        self.linear = _function(library, "linear")
-        self.layer = _function(library, "layer")
-        self.attend = _function(library, "attend")
-        self.rms_norm = _function(library, "rms_norm")
-        self.gated_silu = _function(library, "gated_silu")
-        self.rope = _function(library, "rope")
-        self.write_kv = _function(library, "write_kv")
+        self.kind = kind
+        for op in sorted(kind.ops):
+            setattr(self, FUNCTIONS[op], _function(library, FUNCTIONS[op]))
 
 
 def _function(library: ctypes.CDLL, name: str) -> Callable[..., None]:
@@ -108,9 +142,9 @@ class State:
 _state = State(None, "not prepared")  # code that a process has loaded, as its modules are: it is never taken back
 
 
-def core() -> Core | None:
-    """The library, if this process has prepared it."""
-    return _state.core
+def core(op: str) -> Core | None:
+    """The library, if this process has prepared it and it serves the op."""
+    return _state.core if _state.core is not None and op in _state.core.kind.ops else None
 
 
 def state() -> State:
@@ -148,35 +182,39 @@ def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
 
 def _load(cache_dir: Path) -> tuple[Core | None, str]:
     flags = cpu_flags()
-    lacking = [flag for flag in NEEDED if flag not in flags]
-    if lacking:
-        return None, f"torch computes: the C++ kernels need a CPU with {', '.join(lacking)}"
+    kind = next((kind for kind in KINDS if flags.issuperset(kind.needed)), None)
+    if kind is None:
+        return None, f"torch computes: the C++ kernels need a CPU with {', '.join(KINDS[-1].needed)}"
     compiler = next((found for name in COMPILERS if (found := shutil.which(name))), None)
     if compiler is None:
         return None, f"torch computes: no C++ compiler ({', '.join(COMPILERS)}) to build the C++ kernels"
-    path = cache_dir / f"kernels-{_key(compiler, flags)}.so"
+    path = cache_dir / f"kernels-{_key(kind, compiler, flags)}.so"
     if path.exists():
-        return Core(path), f"C++, from {path}"
+        return Core(path, kind), f"C++ for {kind.name}, from {path}"
     start_s = time.perf_counter()
-    _compile(compiler, path)
-    return Core(path), f"C++, compiled in {time.perf_counter() - start_s:.0f} s, kept in {path}"
+    _compile(kind, compiler, path)
+    seconds = time.perf_counter() - start_s
+    return Core(path, kind), f"C++ for {kind.name}, compiled in {seconds:.0f} s, kept in {path}"
 
 
-def _key(compiler: str, flags: frozenset[str]) -> str:
+def _key(kind: Kind, compiler: str, flags: frozenset[str]) -> str:
     """Names the result: by source, compiler, its flags and the CPU that -march=native stands for."""
-    parts: Sequence[str] = (compiler, *FLAGS, *sorted(flags))
-    sources = b"".join(path.read_bytes() for path in sorted(SOURCE.parent.iterdir()))
+    parts: Sequence[str] = (kind.name, compiler, *FLAGS, *sorted(flags))
+    sources = b"".join(path.read_bytes() for path in sorted(SOURCES.iterdir()))
     return hashlib.sha256(sources + "\n".join(parts).encode()).hexdigest()[:16]
 
 
-def _compile(compiler: str, path: Path) -> None:
+def _compile(kind: Kind, compiler: str, path: Path) -> None:
     """Appears at `path` whole or not at all, also when several processes do this at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, suffix=".so")
     os.close(handle)
     try:
         done = subprocess.run(
-            [compiler, *FLAGS, str(SOURCE), "-o", name], capture_output=True, text=True, timeout=COMPILE_LIMIT_S
+            [compiler, *FLAGS, str(SOURCES / kind.source), "-o", name],
+            capture_output=True,
+            text=True,
+            timeout=COMPILE_LIMIT_S,
         )
         if done.returncode:
             raise OSError(f"{compiler} says {(done.stderr.strip() or 'nothing').splitlines()[0]}")

@@ -44,6 +44,6 @@ class Op(Generic[P, R]):
 
     def on(self, device: torch.device) -> str:
         """Name of the implementation that serves tensors on `device`."""
-        if device.type == "cpu" and "native" in self._by_device and native.core() is not None:
+        if device.type == "cpu" and "native" in self._by_device and native.core(self.name) is not None:
             return "native"
         return device.type if device.type in self._by_device else "reference"

@@ -105,7 +105,7 @@ def build_executor(
             device=where,
             load_format=load_format,
             quantize=quantize,
-            is_packed=wants_native and native.core() is not None,
+            is_packed=wants_native and native.core("packed_linear") is not None,
             spec=spec,
         )
     facts = replace(facts, kernels=tuple(decoder.kernels.items()))

@@ -11,7 +11,7 @@ from penstock.ops.native import core, is_served
 
 def gated_silu(gate_up: Tensor) -> Tensor:
     """See `reference.gated_silu`."""
-    library = core()
+    library = core("gated_silu")
     if library is None or not is_served(gate_up) or not gate_up.is_contiguous():
         return reference.gated_silu(gate_up)
     width = gate_up.shape[-1] // 2

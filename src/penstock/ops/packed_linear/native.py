@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def packed_linear(x: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> Tensor:
     """See `reference.packed_linear`."""
-    library = core()
+    library = core("packed_linear")
     if library is None or not is_served(x) or x.dim() != 2 or x.dtype is not weight.compute_dtype:
         return reference.packed_linear(x, weight, bias)
     n_inputs, n_outputs = weight.inputs, weight.outputs

@@ -30,7 +30,7 @@ def paged_attention(
     soft_cap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """See `reference.paged_attention`."""
-    library = core()
+    library = core("paged_attention")
     heads, head_dim = q_THD.shape[1:]
     kv_heads = kv.shape[3]
     if library is None or not is_served_heads(heads, kv_heads, head_dim) or not _fits(q_THD, kv):

@@ -13,7 +13,7 @@ def rms_norm(
     x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None, is_centered: bool = False
 ) -> tuple[Tensor, Tensor]:
     """See `reference.rms_norm`."""
-    library = core()
+    library = core("rms_norm")
     weight_stride = _weight_stride(x, weight)
     tensors = (x, weight) if residual is None else (x, weight, residual)
     if library is None or is_centered or weight_stride is None or not is_served(*tensors):

@@ -11,7 +11,7 @@ from penstock.ops.rope import cpu
 
 def rope(x_THD: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
     """See `reference.rope`."""
-    library = core()
+    library = core("rope")
     pairs, tables_fit = cos_TR.shape[-1], cos_TR.is_contiguous() and sin_TR.is_contiguous()
     if library is None or not is_served(x_THD) or not tables_fit or 2 * pairs > x_THD.shape[-1]:
         return cpu.rope(x_THD, cos_TR, sin_TR)

@@ -10,7 +10,7 @@ from penstock.ops.write_kv import reference
 
 def write_kv(k_THD: Tensor, v_THD: Tensor, kv: Tensor, slots_T: Tensor) -> None:
     """See `reference.write_kv`."""
-    library = core()
+    library = core("write_kv")
     head_dim = kv.shape[-1]
     is_row = k_THD.stride(1) == head_dim and v_THD.stride(1) == head_dim
     if library is None or not is_row or not is_served(k_THD, v_THD, kv) or not kv.is_contiguous():
