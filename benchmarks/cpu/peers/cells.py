@@ -57,15 +57,22 @@ def busy_s() -> float:
 
 
 def measure(cells: Sequence[str], generate: Generate, repeats: int) -> None:
-    """Print a line of JSON per cell: the median, every run, and how many cores others kept busy meanwhile."""
+    """Print a line of JSON per cell: the median, every run, and how many cores this process and others kept busy."""
     for cell in cells:
         generate(requests_of(CELLS[cell]))
-        runs, others = [], []
+        runs, others, cores = [], [], []
         for _ in range(repeats):
             began_s, began_busy_s, began_own_s = time.perf_counter(), busy_s(), time.process_time()
             runs.append(rate(cell, generate))
             seconds = time.perf_counter() - began_s
             own_s = time.process_time() - began_own_s
+            cores.append(own_s / seconds)
             others.append(max(0.0, busy_s() - began_busy_s - own_s) / seconds)
-        found = {"cell": cell, "tok_per_s": statistics.median(runs), "runs": runs, "others": statistics.median(others)}
+        found = {
+            "cell": cell,
+            "tok_per_s": statistics.median(runs),
+            "runs": runs,
+            "cores": statistics.median(cores),
+            "others": statistics.median(others),
+        }
         print(json.dumps(found), flush=True)
