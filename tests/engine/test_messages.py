@@ -292,3 +292,14 @@ def test_what_has_no_wire_form_is_not_sent():
 def test_requests_are_checked_on_both_sides():
     with pytest.raises(InvalidRequest):
         Request(id="r", prompt=[2**40])
+
+
+@pytest.mark.parametrize("parts", [{"window_tokens": 4}, {"chunk_tokens": 4}], ids=["no chunks", "no window"])
+def test_a_window_without_all_that_belongs_to_it_is_a_decode_error(parts):
+    data = {"name": "w", "kind": "windowed", "layers": [0], "block_tokens": 4, "block_bytes": 1, **parts}
+    facts = {
+        "name": "m", "n_layers": 1, "vocab_size": 9, "max_model_tokens": 9, "stop_token_ids": [], "states": [data],
+        "weight_bytes": 1,
+    }  # fmt: skip
+    with pytest.raises(msgspec.DecodeError, match="windowed state, and no other"):
+        decode_message(msgspec.msgpack.encode({"type": "Hello", "facts": facts, "version": 1}))

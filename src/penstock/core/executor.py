@@ -40,11 +40,11 @@ class StateSpec:
     chunk_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        is_windowed = self.kind is StateKind.WINDOWED
-        assert is_windowed == (self.window_tokens is not None), (
-            f"{self.name}: windowed state, and no other, has a window"
-        )
-        assert is_windowed == (self.chunk_tokens is not None), f"{self.name}: windowed state alone bounds chunks"
+        is_windowed = self.kind is StateKind.WINDOWED  # wrong values may come over the wire: no assertions
+        if is_windowed != (self.window_tokens is not None):
+            raise ValueError(f"state {self.name!r}: windowed state, and no other, has a window")
+        if is_windowed != (self.chunk_tokens is not None):
+            raise ValueError(f"state {self.name!r}: windowed state, and no other, bounds chunks")
 
     @property
     def sink_blocks(self) -> int:
