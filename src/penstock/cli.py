@@ -14,6 +14,7 @@ from penstock.core.errors import ConfigError, PenstockError
 from penstock.flags import (
     Device,
     Dtype,
+    HostKvMemory,
     KvMemory,
     LoadFormat,
     MaxModelTokens,
@@ -124,6 +125,7 @@ def serve(
     dtype: Dtype = "auto",
     device: Device = "auto",
     kv_memory: KvMemory = None,
+    host_kv_memory: HostKvMemory = "0",
     max_running: MaxRunning = 64,
     max_model_tokens: MaxModelTokens = None,
     window_tokens: WindowTokens = None,
@@ -173,6 +175,7 @@ def serve(
         "quantize": quantize,
         "native_kernels": native_kernels,
         "kv_memory": kv_memory,
+        "host_kv_memory": host_kv_memory,
         "max_running": max_running,
         "max_model_tokens": max_model_tokens,
         "window_tokens": window_tokens,

@@ -10,6 +10,9 @@ Dtype = Annotated[str, typer.Option(help="auto (the checkpoint's), float32, bflo
 Quantize = Annotated[str, typer.Option(help="none, int8 or int4: round the weights while they load; CPU.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 KvMemory = Annotated[str | None, typer.Option("--kv-memory", help="Size of the KV pool, as 4GiB. [default: a share]")]
+HostKvMemory = Annotated[
+    str, typer.Option("--host-kv-memory", help="Host memory for swapped sequences and evicted prefixes, as 16GiB.")
+]
 MaxRunning = Annotated[int, typer.Option(help="Most sequences at a time.")]
 MaxModelTokens = Annotated[int | None, typer.Option(help="A shorter context than the model's.")]
 WindowTokens = Annotated[

@@ -23,7 +23,8 @@ class EngineOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, fr
     model: a Hugging Face directory, a GGUF file, or the name of a bundled model. dtype: auto (the checkpoint's),
     float32, bfloat16 or float16. quantize: none, int8 or int4 (weights, rounded while they load; CPU).
     native_kernels: C++ kernels for the CPU, compiled on first use (some ten seconds, once).
-    kv_memory: size of the KV pool ("4GiB"; none: a share of what is free). max_running: most sequences at a time.
+    kv_memory: size of the KV pool ("4GiB"; none: a share of what is free). host_kv_memory: size of the host tier, where
+    preempted sequences are swapped to and evicted prefixes kept ("0": none). max_running: most sequences at a time.
     max_model_tokens: a shorter context than the model's. window_tokens: StreamingLLM, keep the first sink_tokens and
     the last window_tokens of every sequence, and let it go on without an end (max_model_tokens, by default 2**20);
     none: keep all. policy, slots, policy_options: see `penstock policies`.
@@ -36,6 +37,7 @@ class EngineOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, fr
     quantize: str = "none"
     native_kernels: bool = False
     kv_memory: str | None = None
+    host_kv_memory: str = "0"
     block_tokens: int = 16
     max_running: int = 64
     max_model_tokens: int | None = None

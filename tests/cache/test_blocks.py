@@ -13,7 +13,6 @@ from penstock.policy.retain import RETAIN
 from penstock.policy.retain.lru import LeastRecentlyUsed
 
 B = BlockState
-AWAY = [B.MOVING, B.HOST, B.DISK, B.IN_TRANSFER]
 
 
 class BlockPoolMachine(RuleBasedStateMachine):
@@ -26,7 +25,9 @@ class BlockPoolMachine(RuleBasedStateMachine):
     @initialize(n_blocks=st.integers(1, 9), retain=st.sampled_from(sorted(RETAIN)))
     def make(self, n_blocks, retain):
         self.evicted: list[int] = []
+        self.saved: list[int] = []
         self.pool = BlockPool(n_blocks, RETAIN[retain](), self.evicted.append)
+        self.pool.save = self.saved.append
         self.states = dict.fromkeys(range(n_blocks), B.FREE)
         self.users = dict.fromkeys(range(n_blocks), 0)
         self.pins: dict[int, float] = {}
@@ -40,10 +41,12 @@ class BlockPoolMachine(RuleBasedStateMachine):
 
     @rule(n=st.integers(0, 10))
     def take(self, n):
-        before, was_cached = self.seen(), self.those_in(B.CACHED)
-        can = len(self.those_in(B.FREE, B.CACHED))
+        before, was_cached, was_moving = self.seen(), self.those_in(B.CACHED), self.those_in(B.MOVING)
+        n_free = len(self.those_in(B.FREE))
+        can = len(self.those_in(B.FREE, B.MOVING, B.CACHED))
         assert self.pool.available == can
         self.evicted.clear()
+        self.saved.clear()
         taken = self.pool.try_take(n)
         assert (taken is not None) == (n <= can), "try_take must succeed just when that many blocks are available"
         if taken is None:
@@ -52,9 +55,13 @@ class BlockPoolMachine(RuleBasedStateMachine):
             return
         assert len(set(taken)) == n
         for block in taken:
-            assert self.states[block] in (B.FREE, B.CACHED), f"block {block} was {self.states[block].value}"
+            was = self.states[block]
+            assert was in (B.FREE, B.MOVING, B.CACHED), f"block {block} was {was.value}"
             self.states[block], self.users[block] = B.ACTIVE, 1
         assert sorted(self.evicted) == sorted(set(taken) & set(was_cached)), "evictions and lost content differ"
+        assert self.saved == self.evicted, "what is lost could not be saved before"
+        n_moving = len(set(taken) & set(was_moving))
+        assert n_moving == min(max(0, n - n_free), len(was_moving)), "free blocks first, then those under way"
 
     @precondition(lambda self: self.those_in(B.ACTIVE, B.CACHED, B.PINNED))
     @rule(data=st.data())
@@ -97,11 +104,11 @@ class BlockPoolMachine(RuleBasedStateMachine):
         del self.pins[block]
         self.states[block] = B.CACHED
 
-    @precondition(lambda self: self.those_in(B.FREE, B.CACHED, B.PINNED, *AWAY))
+    @precondition(lambda self: self.those_in(B.FREE, B.CACHED, B.MOVING))
     @rule(data=st.data())
     def move_through_the_tiers(self, data):
         """Any legal move of a block that nobody uses; active ones come and go with their users only."""
-        block = self.pick(data, B.FREE, B.CACHED, B.PINNED, *AWAY)
+        block = self.pick(data, B.FREE, B.CACHED, B.MOVING)
         at = self.states[block]
         to = data.draw(st.sampled_from(sorted(NEXT[at] - {B.ACTIVE, B.PINNED}, key=lambda state: state.value)))
         self.evicted.clear()
@@ -195,19 +202,19 @@ def test_free_blocks_are_used_before_cached_ones():
     assert not evicted
 
 
-def test_a_free_block_that_is_filled_from_another_tier_is_not_handed_out():
+def test_a_block_whose_content_is_still_being_copied_away_is_handed_out_last():
+    pool, _ = pool_of(3)
+    pool.move(0, B.MOVING, 0.0)
+    (cached,) = pool.try_take(1)
+    pool.give_back(cached, keep=True, now_s=0.0)
+    assert pool.try_take(2) == (2, 0), "before anything that can be found is evicted"
+
+
+def test_a_block_whose_copy_has_landed_is_free_like_any_other():
     pool, _ = pool_of(2)
-    pool.move(0, B.MOVING, 0.0)
-    assert pool.try_take(2) is None
-    assert pool.try_take(1) == (1,)
-
-
-def test_content_that_arrives_from_another_tier_can_be_evicted():
-    pool, evicted = pool_of(1)
-    pool.move(0, B.MOVING, 0.0)
-    pool.move(0, B.CACHED, 0.0)
-    assert pool.try_take(1) == (0,)
-    assert evicted == [0]
+    pool.move(1, B.MOVING, 0.0)
+    pool.move(1, B.FREE, 1.0)
+    assert pool.try_take(2) == (0, 1)
 
 
 def test_giving_back_a_block_without_user_is_our_mistake():

@@ -114,7 +114,7 @@ class GroupsMachine(RuleBasedStateMachine):
         suits_all = [
             n
             for n in range(len(seq.tokens))
-            if all(group.longest_hit(chain, n) == n for group in self.memory.groups)
+            if all(group.longest_hit(chain, n, group.index.has) == n for group in self.memory.groups)
         ]  # fmt: skip
         hit, tables = self.memory.start(seq)
         assert hit == max(suits_all), "the hit is not the longest that suits every group"

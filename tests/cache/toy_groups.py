@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from penstock.cache.blocks import BlockPool
-from penstock.cache.groups import Growth
+from penstock.cache.groups import Growth, Has, Parcel
 from penstock.cache.prefix import KeyChain, PrefixIndex
 from penstock.core.executor import StateKind, StateSpec
 from penstock.core.view import RetainPolicy
@@ -45,7 +45,14 @@ class RecurrentGroup:
         self._lives: dict[str, Life] = {}
 
     def _find(self, chain: KeyChain, k: int) -> int | None:
-        return self.index.find(chain.key(k * self._links - 1))
+        return self.index.find(self._key(chain, k))
+
+    def _key(self, chain: KeyChain, k: int) -> bytes:
+        return chain.key(k * self._links - 1)
+
+    def hit_keys(self, chain: KeyChain, hit_tokens: int) -> list[bytes]:
+        k = hit_tokens // self.spec.block_tokens
+        return [self._key(chain, k)] if k else []
 
     @property
     def chunk_tokens(self) -> int | None:
@@ -61,9 +68,9 @@ class RecurrentGroup:
         life = self._lives[seq_id]
         return (life.top + 1) * self.spec.block_tokens - 1 if life.running is not None else 0
 
-    def longest_hit(self, chain: KeyChain, limit_tokens: int) -> int:
+    def longest_hit(self, chain: KeyChain, limit_tokens: int, has: Has) -> int:
         most = min(limit_tokens // self.spec.block_tokens, chain.full_blocks // self._links)
-        found = (k for k in range(most, 0, -1) if self._find(chain, k) is not None)
+        found = (k for k in range(most, 0, -1) if has(self._key(chain, k)))
         return next(found, 0) * self.spec.block_tokens
 
     def start(self, seq_id: str, chain: KeyChain, hit_tokens: int) -> tuple[int, ...]:
@@ -127,6 +134,29 @@ class RecurrentGroup:
         for block in reversed(self._lives.pop(seq_id).held()):
             self.pool.give_back(block, keep=self.index.knows(block), now_s=now_s, pin_until_s=pin_until_s)
 
+    def pack(self, seq_id: str, chain: KeyChain, tokens: int) -> Parcel:
+        life = self._lives[seq_id]
+        written = {k: block for k, block in life.checkpoints.items() if k * self.spec.block_tokens <= tokens}
+        blocks, keys = list(written.values()), [self._key(chain, k) if k in life.noted else None for k in written]
+        if life.running is not None:
+            blocks, keys = [life.running, *blocks], [None, *keys]
+        elif life.source is not None:
+            blocks, keys = [life.source], [self._key(chain, life.top)]
+        noted = life.noted & set(written)
+        layout = Life(life.running, life.source, dict.fromkeys(written, -1), noted, tokens // self.spec.block_tokens)
+        return Parcel(tuple(blocks), tuple(keys), layout)
+
+    def unpack(self, seq_id: str, parcel: Parcel, blocks: Sequence[int]) -> tuple[int, ...]:
+        was = parcel.layout
+        assert isinstance(was, Life)
+        if was.running is None:
+            source = blocks[0] if blocks else None
+            self._lives[seq_id] = Life(source=source, top=was.top)
+            return () if source is None else (source,) * (was.top + 1)
+        checkpoints = dict(zip(was.checkpoints, blocks[1:], strict=True))
+        self._lives[seq_id] = Life(blocks[0], None, checkpoints, set(was.noted), was.top)
+        return (blocks[0], *(checkpoints.get(k, blocks[0]) for k in range(1, was.top + 1)))
+
     def audit(self) -> None:
         self.pool.audit(life.held() for life in self._lives.values())
 
@@ -147,6 +177,10 @@ class Store(Protocol):
 
     def copy(self, source: int, target: int) -> None: ...
 
+    def take(self, block: int, other: Store, source: int) -> None:
+        """The content of a block of another store of the same kind."""
+        ...
+
     def check(self, table: Sequence[int], states: Sequence[int], tokens: int) -> None:
         """Assert that the table has all that the token behind `tokens` tokens reads."""
         ...
@@ -164,8 +198,12 @@ class SlotStore:
         self.slots: dict[tuple[int, int], int] = {}
 
     def copy(self, source: int, target: int) -> None:
+        self.take(target, self, source)
+
+    def take(self, block: int, other: Store, source: int) -> None:
+        assert isinstance(other, SlotStore)
         for offset in range(self.spec.block_tokens):
-            self.slots[target, offset] = self.slots.get((source, offset), 0)
+            self.slots[block, offset] = other.slots.get((source, offset), 0)
 
     def _slot(self, table: Sequence[int], position: int) -> tuple[int, int]:
         number, offset = divmod(position, self.spec.block_tokens)
@@ -191,7 +229,11 @@ class StateStore:
         self.states: dict[int, int] = {}
 
     def copy(self, source: int, target: int) -> None:
-        self.states[target] = self.states.get(source, 0)
+        self.take(target, self, source)
+
+    def take(self, block: int, other: Store, source: int) -> None:
+        assert isinstance(other, StateStore)
+        self.states[block] = other.states.get(source, 0)
 
     def check(self, table: Sequence[int], states: Sequence[int], tokens: int) -> None:
         if tokens:

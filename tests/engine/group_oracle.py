@@ -9,7 +9,7 @@ import numpy as np
 
 from penstock.cache.groups import StateGroup
 from penstock.core.executor import ModelFacts, StepResult, Ticket
-from penstock.core.plan import Plan, RowStart
+from penstock.core.plan import Plan, RowStart, Toward
 from tests.cache.toy_groups import states_of, store_of
 from tests.engine.oracle import VOCAB, next_token
 
@@ -35,6 +35,7 @@ class GroupOracle:
     def __post_init__(self) -> None:
         self.specs = tuple(group.spec for group in self.groups)  # type: ignore[attr-defined]
         self.stores = [store_of(spec) for spec in self.specs]
+        self.host_stores = [store_of(spec) for spec in self.specs]
 
     @property
     def facts(self) -> ModelFacts:
@@ -43,7 +44,7 @@ class GroupOracle:
             stop_token_ids=frozenset(), states=self.specs, weight_bytes=0,
         )  # fmt: skip
 
-    def allocate(self, n_blocks: tuple[int, ...]) -> None:
+    def allocate(self, n_blocks: tuple[int, ...], n_host_blocks: tuple[int, ...] = ()) -> None:
         """The stores grow as they are written."""
 
     def submit(self, plan: Plan) -> Ticket:
@@ -53,7 +54,8 @@ class GroupOracle:
     def collect(self, ticket: Ticket) -> StepResult:
         plan = self.queue.popleft()
         assert plan.id == ticket.plan_id
-        return StepResult(tokens=np.array(self._run(plan), dtype=np.int32))
+        moved = ((plan.id, 1e-3 * len(plan.moves)),) if plan.moves else ()
+        return StepResult(tokens=np.array(self._run(plan), dtype=np.int32), device_s=1e-3 * plan.tokens, moved=moved)
 
     def close(self) -> None:
         self.queue.clear()
@@ -61,12 +63,14 @@ class GroupOracle:
     def _run(self, plan: Plan) -> list[int]:
         for row in plan.ends:
             del self.rows[row]
+        self._move(plan, Toward.HOST)
         for start in plan.starts:
             self._start(start)
         for grow in plan.grows:
             table = self.rows[grow.row].tables[grow.group]
             assert grow.at <= len(table)
             table[grow.at : grow.at + len(grow.blocks)] = grow.blocks
+        self._move(plan, Toward.DEVICE)
         for copy in plan.copies:
             self.stores[copy.group].copy(copy.source, copy.target)
         samples = [self._pass(self.rows[row], len(self.rows[row].tokens)) for row in plan.decode.rows]
@@ -77,6 +81,14 @@ class GroupOracle:
             if i in plan.sampling_chunks:
                 samples.append(token)
         return samples
+
+    def _move(self, plan: Plan, toward: Toward) -> None:
+        for move in (move for move in plan.moves if move.toward is toward):
+            here, there = self.stores[move.group], self.host_stores[move.group]
+            if toward is Toward.HOST:
+                there.take(move.host_block, here, move.block)
+            else:
+                here.take(move.block, there, move.host_block)
 
     def _start(self, start: RowStart) -> None:
         assert start.row not in self.rows, f"row {start.row} started twice"

@@ -15,7 +15,7 @@ from hashlib import blake2b
 import numpy as np
 
 from penstock.core.executor import ModelFacts, StateKind, StateSpec, StepResult, Ticket
-from penstock.core.plan import Chunk, Plan
+from penstock.core.plan import Chunk, Plan, Toward
 
 VOCAB = 50_000
 N_LAYERS = 3
@@ -74,9 +74,10 @@ class OracleExecutor:
         self.queue: deque[Plan] = deque()
         self.plans: list[Plan] = []
 
-    def allocate(self, n_blocks: tuple[int, ...]) -> None:
+    def allocate(self, n_blocks: tuple[int, ...], n_host_blocks: tuple[int, ...] = ()) -> None:
         self.n_blocks = n_blocks[0]
         self.store = [{} for _ in range(N_LAYERS)]
+        self.host_store = [{} for _ in range(N_LAYERS)]
 
     def submit(self, plan: Plan) -> Ticket:
         self.queue.append(plan)
@@ -86,7 +87,8 @@ class OracleExecutor:
     def collect(self, ticket: Ticket) -> StepResult:
         plan = self.queue.popleft()
         assert plan.id == ticket.plan_id
-        return StepResult(tokens=np.array(self._run(plan), dtype=np.int32))
+        moved = ((plan.id, 1e-3 * len(plan.moves)),) if plan.moves else ()
+        return StepResult(tokens=np.array(self._run(plan), dtype=np.int32), device_s=1e-3 * plan.tokens, moved=moved)
 
     def close(self) -> None:
         self.queue.clear()
@@ -94,6 +96,7 @@ class OracleExecutor:
     def _run(self, plan: Plan) -> list[int]:
         for row in plan.ends:
             del self.rows[row]
+        self._move(plan, Toward.HOST)
         for start in plan.starts:
             assert start.row not in self.rows, f"row {start.row} started twice"
             table = list(start.blocks[0])
@@ -102,6 +105,7 @@ class OracleExecutor:
             table = self.rows[grow.row].table
             assert grow.at == len(table)
             table.extend(grow.blocks)
+        self._move(plan, Toward.DEVICE)
         for copy in plan.copies:
             for layer in self.store:
                 for offset in range(BLOCK_TOKENS):
@@ -113,6 +117,14 @@ class OracleExecutor:
             if i in plan.sampling_chunks:
                 samples.append(self._sample(self.rows[chunk.row], chunk.stop))
         return samples
+
+    def _move(self, plan: Plan, toward: Toward) -> None:
+        for move in (move for move in plan.moves if move.toward is toward):
+            for here, there in zip(self.store, self.host_store, strict=True):
+                is_out = toward is Toward.HOST
+                (source, at), (target, to) = ((here, move.block), (there, move.host_block))[:: 1 if is_out else -1]
+                for offset in range(BLOCK_TOKENS):
+                    target[to, offset] = source.get((at, offset), -1)
 
     def _decode(self, row: Row) -> int:
         assert row.last is not None

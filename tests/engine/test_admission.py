@@ -46,7 +46,11 @@ class Moody:
         if self.is_calm or not running or self.draw.random() < 0.7:
             return ()
         rows = self.draw.sample(running, self.draw.randint(1, len(running)))
-        return tuple(Preemption(row, self.draw.choice(list(Yield))) for row in rows)
+        ways = [Yield.RECOMPUTE, Yield.PAUSE]
+        first = next(seq for seq in view.running if seq.row == rows[0])
+        if view.memory.swap_bytes(first) is not None and self.draw.random() < 0.5:  # for the next there may be no room
+            return Preemption(rows[0], Yield.SWAP), *(Preemption(row, self.draw.choice(ways)) for row in rows[1:])
+        return tuple(Preemption(row, self.draw.choice(ways)) for row in rows)
 
     def victim(self, view: View, candidates: Sequence[SequenceView]) -> Preemption:
         return self.yields.victim(view, candidates)
@@ -55,7 +59,10 @@ class Moody:
 class Driver:
     """Adds, steps and aborts at random; checks every token and audits after every operation."""
 
-    def __init__(self, seed: int, n_blocks: int, max_rows: int, look_ahead: int, order: str, admit: AdmitPolicy | str):
+    def __init__(
+        self, seed: int, n_blocks: int, max_rows: int, look_ahead: int, order: str, admit: AdmitPolicy | str,
+        n_host_blocks: int = 0,
+    ):  # fmt: skip
         self.draw = random.Random(seed)
         slots = {"order": order} | ({"admit": admit} if isinstance(admit, str) else {})
         policies = build_policies(slots=slots, options={"batch": {"budget_tokens": 16}})
@@ -67,7 +74,7 @@ class Driver:
         self.n_blocks = n_blocks
         self.engine: Engine = build_engine(
             self.executor, (n_blocks,), replace(policies, admit=self.moody, preempt=self.moody), clock=self.clock,
-            look_ahead=look_ahead,
+            look_ahead=look_ahead, n_host_blocks=(n_host_blocks,),
         )  # fmt: skip
         self.outcome = Outcome()
         self.wanted: dict[tuple[str, int], list[int]] = {}
@@ -126,7 +133,9 @@ class Driver:
         assert not self.engine.has_work, f"stuck with {sorted(self.open)}"
         ledger = self.engine.scheduler.ledger
         assert ledger.accepted == sum(ledger.ended.values()) == self.n_added
-        assert self.engine.scheduler.memory.pools[0].available_blocks == self.n_blocks
+        memory = self.engine.scheduler.memory
+        assert memory.pools[0].available_blocks == self.n_blocks
+        assert memory.host is None or memory.host.groups[0].pool.available == memory.host.groups[0].pool.n_blocks
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -138,11 +147,16 @@ class Driver:
     look_ahead=st.integers(0, 2),
     order=st.sampled_from(sorted(TABLES["order"])),
     admit=st.sampled_from([Always(), *sorted(TABLES["admit"])]),
+    n_host_blocks=st.sampled_from([0, 5, 30]),
 )
-@example(seed=81, turns=150, n_blocks=24, max_rows=5, look_ahead=2, order="priority", admit="worst-case")
-@example(seed=1775, turns=150, n_blocks=15, max_rows=4, look_ahead=1, order="edf", admit="watermark")
-def test_admission_that_was_skipped_at_random_never_wedges(seed, turns, n_blocks, max_rows, look_ahead, order, admit):
-    driver = Driver(seed, n_blocks, max_rows, look_ahead, order, admit)
+@example(
+    seed=81, turns=150, n_blocks=24, max_rows=5, look_ahead=2, order="priority", admit="worst-case", n_host_blocks=0
+)
+@example(seed=1775, turns=150, n_blocks=15, max_rows=4, look_ahead=1, order="edf", admit="watermark", n_host_blocks=0)
+def test_admission_that_was_skipped_at_random_never_wedges(
+    seed, turns, n_blocks, max_rows, look_ahead, order, admit, n_host_blocks
+):
+    driver = Driver(seed, n_blocks, max_rows, look_ahead, order, admit, n_host_blocks)
     for _ in range(turns):
         driver.act(most_open=12)
     driver.drain(steps=3000)
@@ -191,7 +205,7 @@ def test_a_fork_that_finds_no_memory_does_not_keep_its_paused_parent_from_going_
 
 
 def run_and_audit(steps: int) -> Driver:
-    driver = Driver(seed=1, n_blocks=30, max_rows=6, look_ahead=1, order="fcfs", admit=Always())
+    driver = Driver(seed=1, n_blocks=30, max_rows=6, look_ahead=1, order="fcfs", admit=Always(), n_host_blocks=30)
     for _ in range(steps):
         driver.act(most_open=16)
     driver.drain(steps=5000)
@@ -205,6 +219,8 @@ def test_kv_audit_after_every_operation_of_a_long_random_run():
     assert counters["preemptions_total"] > 100
     assert counters["prefix_hit_tokens_total"] > 1000
     assert counters["requests_ended_abort_total"] > 50
+    assert counters["swaps_out_total"] > 100
+    assert counters["host_hit_tokens_total"] > 100
 
 
 @pytest.mark.slow

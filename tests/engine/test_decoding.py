@@ -154,7 +154,7 @@ def draft():
 
 def test_of_a_row_that_the_device_never_heard_of_nothing_is_left(draft):
     draft.end(1)
-    plan = draft.to_plan(7, NO_DECODE, {2})
+    plan = draft.to_plan(7, NO_DECODE, {2}, ())
     assert plan.ends == ()
     assert [start.row for start in plan.starts] == [2]
     assert [grow.row for grow in plan.grows] == [2]
@@ -168,13 +168,13 @@ def test_a_row_that_the_device_has_is_ended_once_however_often_it_is_taken_again
     for _ in range(2):
         draft.starts[3] = start(3)
         draft.end(3)
-    assert draft.to_plan(0, NO_DECODE, set()).ends == (3,)
+    assert draft.to_plan(0, NO_DECODE, set(), ()).ends == (3,)
 
 
 def test_a_plan_counts_decodes_and_chunks_and_names_those_who_sample(draft):
     draft.chunks[4] = Chunk(row=4, start=0, stop=5)
-    plan = draft.to_plan(0, DecodeGroup((5, 6), 1), {4})
+    plan = draft.to_plan(0, DecodeGroup((5, 6), 1), {4}, ())
     assert plan.tokens == 2 + 1 + 1 + 5
     assert plan.sampling_chunks == (2,)
     assert not plan.is_empty
-    assert Draft().to_plan(0, NO_DECODE, set()).is_empty
+    assert Draft().to_plan(0, NO_DECODE, set(), ()).is_empty

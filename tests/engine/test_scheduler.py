@@ -260,9 +260,10 @@ actions = st.lists(
     preset=st.sampled_from(sorted(PRESETS)),
     cuts=st.one_of(st.none(), st.lists(st.integers(0, 7), min_size=1, max_size=5).filter(any)),
     restless=st.one_of(st.none(), st.integers(2, 5)),
+    n_host_blocks=st.sampled_from([0, 3, 10, 40]),
 )
 def test_however_requests_are_served_each_gets_its_own_tokens(
-    actions, n_blocks, max_rows, look_ahead, preset, cuts, restless
+    actions, n_blocks, max_rows, look_ahead, preset, cuts, restless, n_host_blocks
 ):
 
     policies = build_policies(preset, options={"batch": {"budget_tokens": 16}})
@@ -273,7 +274,9 @@ def test_however_requests_are_served_each_gets_its_own_tokens(
     clock = VirtualClock()
     executor = OracleExecutor(facts=facts(max_model_tokens=64), max_rows=max_rows)
     executor.allocate((n_blocks,))
-    engine = build_engine(executor, (n_blocks,), policies, clock=clock, look_ahead=look_ahead)
+    engine = build_engine(
+        executor, (n_blocks,), policies, n_host_blocks=(n_host_blocks,), clock=clock, look_ahead=look_ahead
+    )
     outcome = Outcome()
     asked: dict[str, Request] = {}
     aborted: set[str] = set()
@@ -316,6 +319,9 @@ def test_however_requests_are_served_each_gets_its_own_tokens(
     ledger = engine.scheduler.ledger
     assert ledger.accepted == len(asked) == sum(ledger.ended.values())
     assert engine.scheduler.memory.pools[0].available_blocks == n_blocks
+    if n_host_blocks:
+        (host,) = engine.scheduler.memory.host.groups
+        assert host.pool.available == n_host_blocks
 
 
 def test_layers_can_be_planned_one_at_a_time_beside_decodes():

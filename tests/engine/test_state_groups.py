@@ -6,6 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from penstock.cache.host import HostTier
 from penstock.cache.memory import Memory
 from penstock.core.clock import VirtualClock
 from penstock.core.sequence import FinishReason
@@ -17,15 +18,17 @@ from tests.cache.toy_groups import KEY_TOKENS
 from tests.engine.group_oracle import GroupOracle
 from tests.engine.oracle import continuation
 from tests.engine.test_scheduler import Outcome, request
+from tests.policy.views import Costs
 
 MODELS = {"hybrid": ("paged", "recurrent"), "all three": ("paged", "windowed", "recurrent"), "ring": ("windowed",)}
 
 
-def make_engine(kinds, n_blocks, max_rows=6, look_ahead=1, **options):
+def make_engine(kinds, n_blocks, max_rows=6, look_ahead=1, n_host_blocks=0, **options):
     groups = tuple(KINDS[kind](n_blocks) for kind in kinds)
     executor = GroupOracle(groups, max_rows=max_rows)
     policies = build_policies(**options)
-    scheduler = Scheduler(executor.facts, Memory(groups, KEY_TOKENS), policies, max_rows)
+    host = HostTier(groups, (n_host_blocks,) * len(groups), policies.new_retain, Costs()) if n_host_blocks else None
+    scheduler = Scheduler(executor.facts, Memory(groups, KEY_TOKENS, host=host), policies, max_rows)
     return Engine(scheduler, executor, VirtualClock(), look_ahead)
 
 
@@ -83,11 +86,13 @@ actions = st.lists(
     max_rows=st.integers(1, 5),
     look_ahead=st.integers(0, 2),
     budget_tokens=st.sampled_from([5, 16, 64]),
+    n_host_blocks=st.sampled_from([0, 4, 12, 60]),
 )
 def test_however_requests_are_served_every_group_has_what_is_read(
-    actions, kinds, n_blocks, max_rows, look_ahead, budget_tokens
+    actions, kinds, n_blocks, max_rows, look_ahead, budget_tokens, n_host_blocks
 ):
-    engine = make_engine(kinds, n_blocks, max_rows, look_ahead, options={"batch": {"budget_tokens": budget_tokens}})
+    options = {"batch": {"budget_tokens": budget_tokens}, "preempt": {"swap_below": 1e9}}
+    engine = make_engine(kinds, n_blocks, max_rows, look_ahead, n_host_blocks, options=options)
     outcome, asked, aborted = Outcome(), {}, set()
 
     def step():
@@ -120,5 +125,8 @@ def test_however_requests_are_served_every_group_has_what_is_read(
             got = outcome.tokens[name, k]
             assert got == (wanted[: len(got)] if name in aborted else wanted)
             assert name in aborted or outcome.reasons[name, k] is FinishReason.LENGTH
-    for group in engine.scheduler.memory.groups:
+    memory = engine.scheduler.memory
+    for group in memory.groups:
         assert group.pool.available == n_blocks
+    for host in memory.host.groups if memory.host else ():
+        assert host.pool.available == n_host_blocks

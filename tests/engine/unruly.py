@@ -70,7 +70,7 @@ class RandomLayers:
 
 @dataclass(frozen=True)
 class Restless:
-    """Pauses or preempts of free will, now and then, but never the oldest, and not for ever.
+    """Pauses or preempts of free will, in every way there is, now and then, but never the oldest, and not for ever.
 
     Where a prompt gets one token a step and all is lost every other step, nothing would come to an end.
     """
@@ -81,10 +81,37 @@ class Restless:
         running = [seq for seq in view.running if seq.state.value == "running"]
         if len(running) < 2 or int(view.now_s) % self.every or view.now_s > CALM_AFTER_S:
             return ()
-        how = Yield.PAUSE if int(view.now_s) % (2 * self.every) else Yield.RECOMPUTE
-        return (Preemption(max(running, key=lambda seq: (seq.arrival_s, seq.id)).row or 0, how),)
+        newest = max(running, key=lambda seq: (seq.arrival_s, seq.id))
+        if int(view.now_s) % (2 * self.every):
+            return (Preemption(newest.row or 0, Yield.PAUSE),)
+        return (_least_loss(view, newest),)
+
+    def victim(self, view: View, candidates: Sequence[SequenceView]) -> Preemption:
+        return _least_loss(view, max(candidates, key=lambda seq: (seq.arrival_s, seq.id)))
+
+
+@dataclass(frozen=True)
+class SwapNewest:
+    """Swaps whoever came last, every so many seconds and whenever memory is short."""
+
+    every: int
+
+    def choose(self, view: View) -> Sequence[Preemption]:
+        running = [seq for seq in view.running if seq.state.value == "running"]
+        if len(running) < 2 or int(view.now_s) % self.every:
+            return ()
+        newest = max(running, key=lambda seq: (seq.arrival_s, seq.id))
+        can_swap = newest.row is not None and view.memory.swap_bytes(newest) is not None
+        return (Preemption(newest.row or 0, Yield.SWAP),) if can_swap else ()
 
     def victim(self, view: View, candidates: Sequence[SequenceView]) -> Preemption:
         newest = max(candidates, key=lambda seq: (seq.arrival_s, seq.id))
-        assert newest.row is not None
-        return Preemption(newest.row)
+        can_swap = view.memory.swap_bytes(newest) is not None
+        return Preemption(newest.row or 0, Yield.SWAP if can_swap else Yield.RECOMPUTE)
+
+
+def _least_loss(view: View, seq: SequenceView) -> Preemption:
+    """By swap two times of three, where it can be done."""
+    assert seq.row is not None
+    can_swap = view.memory.swap_bytes(seq) is not None and int(view.now_s) % 3
+    return Preemption(seq.row, Yield.SWAP if can_swap else Yield.RECOMPUTE)

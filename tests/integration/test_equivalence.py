@@ -17,8 +17,9 @@ from penstock.core.sequence import FinishReason
 from penstock.engine.loop import build_engine
 from penstock.policy.presets import PRESETS, build_policies
 from penstock.runtime.build import build_executor
-from tests.engine.unruly import Outcome, RandomLayers, Restless
+from tests.engine.unruly import Outcome, RandomLayers, Restless, SwapNewest
 from tests.models.checkpoints import VOCAB_SIZE, make_model, save
+from tests.runtime.late_lane import LateLane
 
 FAMILIES = ("llama3-gqa", "qwen3", "qwen3-moe-mixed")
 MORE_FAMILIES = (
@@ -83,13 +84,15 @@ requests = st.lists(
 scenarios = given(
     asked=requests,
     n_blocks=st.integers(24, 60),
-    window_blocks=st.integers(4, 40),  # of a state group that keeps a window
+    window_blocks=st.integers(5, 40),  # of a state group that keeps a window; what the stream's needs to go on
     max_rows=st.integers(1, 6),
     look_ahead=st.integers(0, 2),
     preset=st.sampled_from(sorted(PRESETS)),
     budget_tokens=st.sampled_from([1, 5, 16, 64]),
     cuts=st.one_of(st.none(), st.lists(st.integers(0, 9), min_size=1, max_size=4).filter(any)),
     restless=st.one_of(st.none(), st.integers(2, 5)),
+    n_host_blocks=st.sampled_from([0, 8, 40]),
+    is_late=st.booleans(),
 )
 
 
@@ -136,9 +139,43 @@ def test_a_stream_of_sinks_and_a_window_is_the_same_however_it_was_served(stream
     serve_and_compare(*streamed(family), **scenario, **STREAM)
 
 
+@pytest.mark.parametrize("family", FAMILIES + MORE_FAMILIES)
+def test_those_who_were_swapped_go_on_as_if_nothing_had_happened(reference, family):
+    """Every third step the newest one goes to the host; meanwhile evicted prefixes go there too, and come back."""
+    folder, wanted = reference(family)
+    executor = build_executor(
+        folder, dtype="float32", kv_memory_bytes=1 << 21, host_kv_memory_bytes=1 << 21, max_rows=5, block_tokens=4,
+        max_model_tokens=CONTEXT, lane=LateLane(4),
+    )  # fmt: skip
+    policies = replace(build_policies(options={"batch": {"budget_tokens": 24}}), preempt=SwapNewest(3))
+    clock = VirtualClock()
+    told = tuple(30 if spec.window_tokens is None else 20 for spec in executor.facts.states)
+    engine = build_engine(executor, told, policies, n_host_blocks=executor.n_host_blocks, clock=clock)
+    outcome = Outcome()
+    for turn in range(2):
+        for k, prompt in enumerate(PROMPTS):
+            sampling = SamplingParams(max_tokens=MAX_NEW_TOKENS, temperature=0.0, n=1 + k % 2, ignore_eos=True)
+            engine.add(Request(id=f"{turn}.{k}", prompt=prompt, sampling=sampling, arrival_s=clock.now_s()))  # type: ignore[arg-type]
+        while engine.has_work:
+            clock.advance(1.0)
+            assert clock.now_s() < 3000, "the engine does not come to an end"
+            for update in engine.step():
+                outcome.note(update)
+            engine.scheduler.audit()
+    engine.close()
+    counters = engine.counters()
+    for turn in range(2):
+        for k in range(len(PROMPTS)):
+            for index in range(1 + k % 2):
+                assert outcome.tokens[f"{turn}.{k}", index] == wanted[k]
+    assert counters["swaps_out_total"] >= counters["swaps_in_total"] > 5
+    assert counters["host_moved_in_blocks_total"] > 20
+    assert counters["host_kv_swapped_blocks"] == 0
+
+
 def serve_and_compare(
     folder, wanted, *, asked, n_blocks, window_blocks, max_rows, look_ahead, preset, budget_tokens, cuts, restless,
-    **options,
+    n_host_blocks, is_late, **options,
 ):  # fmt: skip
     policies = build_policies(preset, options={"batch": {"budget_tokens": budget_tokens}})
     if cuts is not None:
@@ -146,19 +183,15 @@ def serve_and_compare(
     if restless is not None:
         policies = replace(policies, preempt=Restless(restless))
     executor = build_executor(
-        folder,
-        dtype="float32",
-        kv_memory_bytes=1 << 21,
-        max_rows=max_rows,
-        block_tokens=4,
-        max_model_tokens=CONTEXT,
-        **options,
-    )
+        folder, dtype="float32", kv_memory_bytes=1 << 21, host_kv_memory_bytes=1 << 21, max_rows=max_rows,
+        block_tokens=4, max_model_tokens=CONTEXT, lane=LateLane(3) if is_late else None, **options,
+    )  # fmt: skip
     clock = VirtualClock()
     # The scheduler is told of fewer blocks than there are, so that memory runs short.
     told = tuple(n_blocks if spec.window_tokens is None else window_blocks for spec in executor.facts.states)
     assert all(few <= have for few, have in zip(told, executor.n_blocks, strict=True))
-    engine = build_engine(executor, told, policies, clock=clock, look_ahead=look_ahead)
+    host = tuple(min(n_host_blocks, there) for there in executor.n_host_blocks)
+    engine = build_engine(executor, told, policies, n_host_blocks=host, clock=clock, look_ahead=look_ahead)
     outcome = Outcome()
 
     def step() -> None:

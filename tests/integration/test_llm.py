@@ -145,3 +145,16 @@ def test_streams_end_early_and_leave_nothing_behind():
         return "".join([delta.text async for delta in llm.stream(prompt, greedy())])
 
     asyncio.run(run())
+
+
+def test_a_small_pool_with_a_host_tier_gives_what_a_large_one_gives(llm):
+    prompts = [[3 + k] * 40 + [50 + k] * 60 for k in range(12)]
+    wanted = llm.generate(prompts, greedy(max_tokens=60, ignore_eos=True), use_tqdm=False)
+    options = {"preempt": {"swap_below": 1e6}}  # always swap: what costs less is another test's business
+    small = LLM(kv_memory="4MiB", host_kv_memory="64MiB", dtype="float32", threads=1, seed=7, policy_options=options)
+    with small:
+        got = small.generate(prompts, greedy(max_tokens=60, ignore_eos=True), use_tqdm=False)
+        counters = small._engine.counters()
+    assert [output.outputs[0].token_ids for output in got] == [output.outputs[0].token_ids for output in wanted]
+    assert counters["swaps_out_total"] == counters["swaps_in_total"] > 0
+    assert counters["host_kv_swapped_blocks"] == 0

@@ -91,6 +91,8 @@ def test_an_open_server_without_a_key(run_cli):
         (("--set", "nonsense"), "SLOT.OPTION=VALUE"),
         (("--kv-memory", "lots"), "4GiB"),
         (("--kv-memory", "1KiB"), "give at least"),
+        (("--host-kv-memory", "1KiB"), "--host-kv-memory hold no block"),
+        (("--host-kv-memory", "900TiB"), "--host-kv-memory do not fit"),
         (("--dtype", "int3"), "bfloat16"),
         (("--max-running", "0"), "give 1 or more"),
         (("--config", "none.toml"), "cannot read"),

@@ -10,15 +10,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from penstock.core.sequence import FinishReason, SeqState
-from penstock.core.view import Admission
+from penstock.core.view import Admission, Preemption, Yield
 from penstock.policy.admit.watermark import Watermark
 from penstock.policy.admit.worst_case import WorstCase
 from penstock.policy.batch.decode_first import DecodeFirst
 from penstock.policy.batch.prefill_first import PrefillFirst
 from penstock.policy.predict.empirical_quantile import EmpiricalQuantile
 from penstock.policy.predict.max_tokens import MaxTokens
+from penstock.policy.preempt.cheapest import Cheapest
 from penstock.policy.preempt.newest import Newest
-from tests.policy.views import Blocks, make_seq, make_view, views
+from tests.policy.views import Blocks, Costs, make_seq, make_view, views
 
 some_views = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -115,6 +116,23 @@ def test_the_newest_of_the_least_important_yields():
         make_seq("newer but important", row=2, arrival_s=3.0, priority=-1),
     ]
     assert Newest().victim(make_view(prefilling=seqs), seqs).row == 1
+
+
+@pytest.mark.parametrize(
+    ("n_bytes", "swap_below", "how"),
+    [
+        (10**6, 1.0, Yield.SWAP),  # 2 ms to copy there and back, 8 ms to compute
+        (4 * 10**6, 1.0, Yield.RECOMPUTE),
+        (4 * 10**6, 1.1, Yield.SWAP),
+        (0, 0.0, Yield.RECOMPUTE),
+        (None, 1e9, Yield.RECOMPUTE),  # it cannot be swapped
+    ],
+)
+def test_who_yields_is_swapped_where_that_costs_less(n_bytes, swap_below, how):
+    seqs = [make_seq(f"s{k}", 8, row=k, planned=8, arrival_s=k) for k in range(2)]
+    memory = Blocks(swaps={} if n_bytes is None else {seqs[1].id: n_bytes})
+    view = make_view(prefilling=seqs, memory=memory, costs=Costs(token_s=1e-3, byte_s=1e-9))
+    assert Cheapest(swap_below=swap_below).victim(view, seqs) == Preemption(1, how)
 
 
 # --- predict ----------------------------------------------------------------------------------------------------------

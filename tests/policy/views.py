@@ -18,6 +18,20 @@ CATEGORIES = ["", "chat", "code"]
 
 
 @dataclass(frozen=True)
+class Costs:
+    """A CostView that was told everything."""
+
+    token_s: float = 1e-3
+    byte_s: float = 1e-9
+
+    def prefill_s(self, tokens: int) -> float:
+        return tokens * self.token_s
+
+    def move_s(self, n_bytes: int) -> float:
+        return n_bytes * self.byte_s
+
+
+@dataclass(frozen=True)
 class Blocks:
     """A MemoryView of one pool that was told everything; it is its own pool."""
 
@@ -26,6 +40,7 @@ class Blocks:
     available_blocks: int = 64
     held: Mapping[str, int] = field(default_factory=dict)
     hits: Mapping[str, int] = field(default_factory=dict)
+    swaps: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def pools(self) -> tuple[PoolView, ...]:
@@ -34,6 +49,9 @@ class Blocks:
     def blocks_for(self, tokens: int) -> int:
         return -(-tokens // self.block_tokens)
 
+    def swap_bytes(self, seq: SequenceView) -> int | None:
+        return self.swaps.get(seq.id)
+
     def hit_tokens(self, seq: SequenceView) -> int:
         return self.hits.get(seq.id, 0)
 
@@ -41,7 +59,9 @@ class Blocks:
         return self.held.get(seq.id, 0)
 
 
-def make_view(waiting=(), prefilling=(), decoding=(), paused=(), memory=None, now_s=0.0, lengths=None) -> View:
+def make_view(
+    waiting=(), prefilling=(), decoding=(), paused=(), memory=None, now_s=0.0, lengths=None, costs=None
+) -> View:
     """A view of these sequences; rows are theirs already."""
     return View(
         now_s=now_s,
@@ -51,6 +71,7 @@ def make_view(waiting=(), prefilling=(), decoding=(), paused=(), memory=None, no
         running=(*prefilling, *decoding, *paused),
         memory=memory or Blocks(),
         lengths=lengths or MaxTokens(),
+        costs=costs or Costs(),
         n_layers=N_LAYERS,
         max_rows=16,
     )
@@ -90,7 +111,7 @@ def views(draw, max_each: int = 4, cut_passes: bool = False) -> View:
     now_s = draw(st.floats(0, 1e5))
     names = iter(range(100))
     rows = iter(draw(st.permutations(range(16))))
-    held, hits = {}, {}
+    held, hits, swaps = {}, {}, {}
     lengths = lengths_around(block_tokens, least=1)
 
     def some(kind):
@@ -124,6 +145,8 @@ def views(draw, max_each: int = 4, cut_passes: bool = False) -> View:
             stop = draw(st.integers(made.planned_tokens + 1, made.total_tokens))
             made.plan_part(stop, draw(st.integers(1, N_LAYERS - 1)))
         held[made.id] = -(-made.planned_tokens // block_tokens)
+        if made.pass_stop_tokens is None and draw(st.booleans()):
+            swaps[made.id] = draw(st.integers(0, 10**9))
         return made
 
     def decoding():
@@ -131,6 +154,8 @@ def views(draw, max_each: int = 4, cut_passes: bool = False) -> View:
         made.plan_to(made.total_tokens)
         made.join(StepCounter())
         held[made.id] = -(-made.planned_tokens // block_tokens)
+        if draw(st.booleans()):
+            swaps[made.id] = draw(st.integers(0, 10**9))
         return made
 
     def paused():
@@ -141,5 +166,6 @@ def views(draw, max_each: int = 4, cut_passes: bool = False) -> View:
     parts = {kind.__name__: some(kind) for kind in (waiting, prefilling, decoding, paused)}
     total = sum(held.values()) + draw(st.integers(1, 1000))
     available = draw(st.integers(0, total - sum(held.values())))
-    memory = Blocks(block_tokens, total, available, held, hits)
-    return make_view(**parts, memory=memory, now_s=now_s)
+    memory = Blocks(block_tokens, total, available, held, hits, swaps)
+    costs = Costs(draw(st.floats(1e-6, 1)), draw(st.floats(1e-12, 1e-6)))
+    return make_view(**parts, memory=memory, now_s=now_s, costs=costs)

@@ -18,6 +18,7 @@ from penstock.runtime.memory_plan import (
     parse_bytes,
     plan_memory,
     show_bytes,
+    with_host_tier,
 )
 
 
@@ -100,6 +101,21 @@ def test_a_pool_below_one_short_sequence_is_refused_with_what_it_takes():
 
 def test_a_short_model_needs_no_more_than_its_context():
     assert plan(64 * KIB, max_model_tokens=8).longest_tokens == 8
+
+
+def test_the_host_tier_is_divided_like_the_pools_and_said_in_words():
+    small = with_host_tier(plan(100 * 64 * KIB), 250 * 64 * KIB, 8 * GIB)
+    assert small.n_host_blocks == (250,)
+    assert small.host_kv_bytes == 250 * 64 * KIB
+    assert small.describe()[2] == "host tier: 15.62 MiB, 250% of the KV pool, for what is swapped or evicted"
+    assert with_host_tier(plan(None), 0, 8 * GIB) == plan(None), "none is taken unless asked for"
+
+
+def test_a_host_tier_that_does_not_fit_or_holds_nothing_is_refused():
+    with pytest.raises(ConfigError, match=r"9\.00 GiB of --host-kv-memory do not fit: 8\.00 GiB of host memory"):
+        with_host_tier(plan(None), 9 * GIB, 8 * GIB)
+    with pytest.raises(ConfigError, match=r"hold no block of 16 tokens; give at least 64\.00 KiB, or 0"):
+        with_host_tier(plan(None), 63 * KIB, 8 * GIB)
 
 
 def test_more_memory_than_is_free_is_refused():

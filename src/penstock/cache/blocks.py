@@ -1,8 +1,9 @@
 """The block pool: every block is in exactly one state, and only the pool moves it.
 
 A block is *active* while sequences use it (shared prefixes: several), then *free*, or *cached* if its content may be
-found again, or *pinned*: cached, and not evictable until a time. The states after these belong to tiers and transfers:
-content on its way (*moving*, *in transfer*) belongs to no sequence and may not be handed out.
+found again, or *pinned*: cached, and not evictable until a time. It is *moving* while its content, which nobody needs
+here any more, is being copied to the host tier: it is handed out when nothing else is free, for then the step that
+overwrites it has to wait. *In transfer*, it may not be handed out. The host tier has a pool of its own (`host.py`).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import heapq
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
-from itertools import islice
+from itertools import chain, islice
 
 from penstock.core.errors import IllegalTransition
 from penstock.core.view import RetainPolicy
@@ -24,21 +25,17 @@ class BlockState(Enum):
     ACTIVE = "active"
     CACHED = "cached"
     PINNED = "pinned"
-    MOVING = "moving"  # being copied between tiers
-    HOST = "host"  # its content lies in host memory
-    DISK = "disk"
+    MOVING = "moving"  # free, but its old content is still being copied to another tier
     IN_TRANSFER = "in-transfer"  # another instance is pulling it
 
 
 B = BlockState
 NEXT: Mapping[BlockState, frozenset[BlockState]] = {
     B.FREE: frozenset({B.ACTIVE, B.MOVING}),
-    B.ACTIVE: frozenset({B.FREE, B.CACHED, B.PINNED, B.MOVING, B.IN_TRANSFER}),
-    B.CACHED: frozenset({B.ACTIVE, B.FREE, B.PINNED, B.MOVING}),
-    B.PINNED: frozenset({B.ACTIVE, B.CACHED, B.MOVING}),
-    B.MOVING: frozenset({B.ACTIVE, B.FREE, B.CACHED, B.HOST, B.DISK}),
-    B.HOST: frozenset({B.MOVING, B.FREE}),
-    B.DISK: frozenset({B.MOVING, B.FREE}),
+    B.ACTIVE: frozenset({B.FREE, B.CACHED, B.PINNED, B.IN_TRANSFER}),
+    B.CACHED: frozenset({B.ACTIVE, B.FREE, B.PINNED}),
+    B.PINNED: frozenset({B.ACTIVE, B.CACHED}),
+    B.MOVING: frozenset({B.ACTIVE, B.FREE}),
     B.IN_TRANSFER: frozenset({B.FREE, B.CACHED}),
 }
 
@@ -46,7 +43,8 @@ NEXT: Mapping[BlockState, frozenset[BlockState]] = {
 class BlockPool:
     """`n_blocks` blocks of one state group.
 
-    on_evict is called with a block whose cached content is about to be lost.
+    on_evict is called with a block whose cached content is about to be lost; `save`, which a lower tier may set, before
+    that.
     """
 
     def __init__(
@@ -54,12 +52,14 @@ class BlockPool:
     ) -> None:
         self.n_blocks = n_blocks
         self.retain = retain
+        self.save: Callable[[int], None] = lambda block: None
         self._on_evict = on_evict
         self._state = [B.FREE] * n_blocks
         self._users = [0] * n_blocks
         self._counts = dict.fromkeys(B, 0)
         self._counts[B.FREE] = n_blocks
         self._free = OrderedDict.fromkeys(range(n_blocks))  # in the order in which they became free
+        self._moving: OrderedDict[int, None] = OrderedDict()  # in the order in which their copies began
         self._pins: list[tuple[float, int]] = []  # (until_s, block), a heap; a stale entry is passed over
         self._pinned_until_s: dict[int, float] = {}
 
@@ -75,8 +75,8 @@ class BlockPool:
 
     @property
     def available(self) -> int:
-        """Blocks that `try_take` can hand out: free, or cached and evictable."""
-        return self._counts[B.FREE] + self._counts[B.CACHED]
+        """Blocks that `try_take` can hand out: free or about to be, or cached and evictable."""
+        return self._counts[B.FREE] + self._counts[B.MOVING] + self._counts[B.CACHED]
 
     def move(self, block: int, to: BlockState, now_s: float) -> None:
         """Change the state of a block that no sequence uses: between tiers, or to another instance.
@@ -103,8 +103,11 @@ class BlockPool:
         at = self._state[block]
         if at is B.FREE:
             del self._free[block]
+        elif at is B.MOVING:
+            del self._moving[block]
         elif at is B.CACHED:
             if to is B.FREE:
+                self.save(block)
                 self._on_evict(block)
             self.retain.on_removed(block)
         elif at is B.PINNED:
@@ -114,14 +117,16 @@ class BlockPool:
         self._counts[to] += 1
         if to is B.FREE:
             self._free[block] = None
+        elif to is B.MOVING:
+            self._moving[block] = None
 
     def try_take(self, n: int) -> tuple[int, ...] | None:
         """`n` blocks for one user, evicting cached ones if it must. None, and nothing changed, if they are too few."""
         if n > self.available:
             return None
-        while len(self._free) < n:
+        while len(self._free) + len(self._moving) < n:
             self._move(self.retain.victim(), B.FREE)
-        taken = tuple(islice(self._free, n))
+        taken = tuple(islice(chain(self._free, self._moving), n))
         for block in taken:
             self._move(block, B.ACTIVE)
             self._users[block] = 1
@@ -180,3 +185,4 @@ class BlockPool:
             counted = sum(1 for at in self._state if at is state)
             assert counted == self._counts[state], f"{counted} blocks {state.value}, {self._counts[state]} noted"
         assert sorted(self._free) == [b for b, at in enumerate(self._state) if at is B.FREE], "free list is off"
+        assert sorted(self._moving) == [b for b, at in enumerate(self._state) if at is B.MOVING], "moving list is off"

@@ -7,7 +7,7 @@ of the sequence, ranges are half open.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -29,11 +29,35 @@ class Growth:
 NO_GROWTH = Growth(0, ())
 
 
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """The state of a sequence behind some tokens, ready to lie somewhere else.
+
+    blocks: those that hold it. keys: of their content, where it can be found again. layout: what the group needs to put
+    other blocks with the same content in their places.
+    """
+
+    blocks: tuple[int, ...]
+    keys: tuple[bytes | None, ...]
+    layout: object
+
+
+Has = Callable[[bytes], bool]  # is the content with this key there?
+
+
 class StateGroup(Protocol):
     """The state of one group of layers, for all sequences of an instance."""
 
     @property
+    def spec(self) -> StateSpec: ...
+
+    @property
     def pool(self) -> BlockPool: ...
+
+    @property
+    def index(self) -> PrefixIndex:
+        """Which block of the pool has which content."""
+        ...
 
     @property
     def chunk_tokens(self) -> int | None:
@@ -44,8 +68,14 @@ class StateGroup(Protocol):
         """The most blocks that a sequence holds until it has so many tokens."""
         ...
 
-    def longest_hit(self, chain: KeyChain, limit_tokens: int) -> int:
-        """The most tokens, at most `limit_tokens`, behind which the sequence could go on from cached state."""
+    def longest_hit(self, chain: KeyChain, limit_tokens: int, has: Has) -> int:
+        """The most tokens, at most `limit_tokens`, behind which the sequence could go on from what `has` says is
+        there.
+        """
+        ...
+
+    def hit_keys(self, chain: KeyChain, hit_tokens: int) -> Sequence[bytes]:
+        """Keys of all blocks that `start` shares."""
         ...
 
     def missing_blocks(self, seq_id: str, to_tokens: int) -> int:
@@ -57,7 +87,9 @@ class StateGroup(Protocol):
         ...
 
     def start(self, seq_id: str, chain: KeyChain, hit_tokens: int) -> tuple[int, ...]:
-        """A table whose first `hit_tokens` are cached state. `hit_tokens` is an answer of `longest_hit`."""
+        """A table whose first `hit_tokens` are cached state. `hit_tokens` is an answer of `longest_hit`, and all of
+        `hit_keys` is in the pool.
+        """
         ...
 
     def longest_fork(self, parent_id: str, limit_tokens: int) -> int:
@@ -90,6 +122,14 @@ class StateGroup(Protocol):
 
     def release(self, seq_id: str, now_s: float, pin_until_s: float | None = None) -> None:
         """The sequence holds nothing any more; what can be found again stays cached."""
+        ...
+
+    def pack(self, seq_id: str, chain: KeyChain, tokens: int) -> Parcel:
+        """The state of a sequence behind `tokens` tokens, all that it has; the sequence keeps it."""
+        ...
+
+    def unpack(self, seq_id: str, parcel: Parcel, blocks: Sequence[int]) -> tuple[int, ...]:
+        """A table that goes on from the content of a parcel, which lies in these blocks, already taken for it."""
         ...
 
     def held_blocks(self, seq_id: str) -> int: ...
@@ -125,12 +165,15 @@ class PagedGroup:
     def missing_blocks(self, seq_id: str, to_tokens: int) -> int:
         return max(0, self.blocks_for(to_tokens) - self.held_blocks(seq_id))
 
-    def longest_hit(self, chain: KeyChain, limit_tokens: int) -> int:
+    def longest_hit(self, chain: KeyChain, limit_tokens: int, has: Has) -> int:
         limit_blocks = min(limit_tokens // self.spec.block_tokens, chain.full_blocks)
         hit = 0
-        while hit < limit_blocks and self.index.find(chain.key(hit)) is not None:
+        while hit < limit_blocks and has(chain.key(hit)):
             hit += 1
         return hit * self.spec.block_tokens
+
+    def hit_keys(self, chain: KeyChain, hit_tokens: int) -> Sequence[bytes]:
+        return [chain.key(k) for k in range(hit_tokens // self.spec.block_tokens)]
 
     def start(self, seq_id: str, chain: KeyChain, hit_tokens: int) -> tuple[int, ...]:
         assert seq_id not in self._tables, f"{seq_id} has a table already"
@@ -186,6 +229,18 @@ class PagedGroup:
         # From the end: the least recently used block is then the deepest one, and a prefix outlives its continuation.
         for block in reversed(self._tables.pop(seq_id)):
             self.pool.give_back(block, keep=self.index.knows(block), now_s=now_s, pin_until_s=pin_until_s)
+
+    def pack(self, seq_id: str, chain: KeyChain, tokens: int) -> Parcel:
+        blocks = self._tables[seq_id][: self.blocks_for(tokens)]
+        n_noted = min(self._noted[seq_id], tokens // self.spec.block_tokens)
+        keys = tuple(chain.key(k) if k < n_noted else None for k in range(len(blocks)))
+        return Parcel(tuple(blocks), keys, n_noted)
+
+    def unpack(self, seq_id: str, parcel: Parcel, blocks: Sequence[int]) -> tuple[int, ...]:
+        assert isinstance(parcel.layout, int)
+        self._tables[seq_id] = list(blocks)
+        self._noted[seq_id] = parcel.layout
+        return tuple(blocks)
 
     def audit(self) -> None:
         self.pool.audit(self._all_tables())

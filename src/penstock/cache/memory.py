@@ -6,14 +6,17 @@ A sequence starts where *every* group can go on, grows only if every group can, 
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from functools import partial
 
-from penstock.cache.groups import PagedGroup, StateGroup
+from penstock.cache.groups import Has, PagedGroup, StateGroup
+from penstock.cache.host import HostTier
 from penstock.cache.prefix import KeyChain, root_key
 from penstock.cache.windowed import WindowedGroup
 from penstock.core.errors import UnsupportedModel
 from penstock.core.executor import StateKind, StateSpec
-from penstock.core.plan import BlockCopy, RowBlocks
+from penstock.core.plan import BlockCopy, BlockMove, RowBlocks
 from penstock.core.sequence import Sequence, SequenceView
 from penstock.core.view import RetainPolicy
 
@@ -93,11 +96,19 @@ class Pool:
 class Memory:
     """The owner of all blocks of an instance; also the `MemoryView` of policies."""
 
-    def __init__(self, groups: tuple[StateGroup, ...], key_tokens: int, *, share_prefixes: bool = True) -> None:
+    def __init__(
+        self,
+        groups: tuple[StateGroup, ...],
+        key_tokens: int,
+        *,
+        share_prefixes: bool = True,
+        host: HostTier | None = None,
+    ) -> None:
         """key_tokens: tokens of one link of the hash chain, the block size of the groups that cache."""
         by_block = [group.spec for group in groups if isinstance(group, PagedGroup | WindowedGroup)]
         assert all(spec.block_tokens == key_tokens for spec in by_block)
         self.groups = groups
+        self.host = host
         self.pools = tuple(Pool(group) for group in groups)
         self.counters = Counters()
         self._key_tokens = key_tokens
@@ -109,17 +120,47 @@ class Memory:
     def hit_tokens(self, seq: SequenceView) -> int:
         """Tokens of a waiting sequence that need not be computed; at least one always is, for its logits."""
         assert isinstance(seq, Sequence)
-        if not self._share_prefixes or seq.request.sampling.prompt_logprobs is not None:
-            return 0
-        chain = self._chain(seq)
-        return self._longest(len(seq.tokens) - 1, lambda group, limit: group.longest_hit(chain, limit))
+        if self.host is not None and self.host.is_swapped(seq.id):
+            return min(seq.planned_tokens, len(seq.tokens) - 1)
+        hit, brought = self._hit(seq)
+        return max(hit, brought)
 
-    def _longest(self, limit_tokens: int, ask: Callable[[StateGroup, int], int]) -> int:
+    def swap_bytes(self, seq: SequenceView) -> int | None:
+        """Bytes that a sequence with a row would have copied to host memory now; None: it cannot yield so.
+
+        A pass that was cut along the layers holds a residual stream, which is not swapped.
+        """
+        assert isinstance(seq, Sequence)
+        if self.host is None or seq.row is None or seq.pass_stop_tokens is not None:
+            return None
+        return self.host.swap_bytes(seq.id, self._chain(seq), seq.planned_tokens)
+
+    def _hit(self, seq: Sequence) -> tuple[int, int]:
+        """(tokens that the device has, tokens with those that the host has and that are worth bringing, or 0)."""
+        if not self._share_prefixes or seq.request.sampling.prompt_logprobs is not None:
+            return 0, 0
+        chain, host = self._chain(seq), self.host
+        device = self._longest_hit(chain, len(seq.tokens) - 1, [group.index.has for group in self.groups])
+        if host is None:
+            return device, 0
+        in_either: list[Has] = [partial(host.has, g) for g in range(len(self.groups))]
+        both = self._longest_hit(chain, len(seq.tokens) - 1, in_either)
+        if both <= device or not host.is_worth_bringing(self._hit_keys(chain, both), both - device):
+            return device, 0
+        return device, both
+
+    def _longest_hit(self, chain: KeyChain, limit_tokens: int, has: list[Has]) -> int:
+        return self._longest(limit_tokens, lambda g, limit: self.groups[g].longest_hit(chain, limit, has[g]))
+
+    def _hit_keys(self, chain: KeyChain, tokens: int) -> list[Seq[bytes]]:
+        return [group.hit_keys(chain, tokens) for group in self.groups]
+
+    def _longest(self, limit_tokens: int, ask: Callable[[int, int], int]) -> int:
         """The most tokens, at most the limit, that suit every group; each answers with the most that suit it."""
         while True:
             shorter = limit_tokens
-            for group in self.groups:
-                shorter = ask(group, shorter)
+            for g in range(len(self.groups)):
+                shorter = ask(g, shorter)
             if shorter == limit_tokens:
                 return shorter
             limit_tokens = shorter
@@ -130,16 +171,29 @@ class Memory:
         return all(group.blocks_for(tokens) <= group.pool.n_blocks for group in self.groups)
 
     def start(self, seq: Sequence) -> tuple[int, tuple[tuple[int, ...], ...]]:
-        """Begin a sequence at its prefix hit. Returns the hit in tokens and one block table per group."""
-        hit = self.hit_tokens(seq)
+        """Begin a sequence at its prefix hit. Returns the hit in tokens and one block table per group.
+
+        What the host has of it is moved to the device, unless there is no room for that.
+        """
         chain = self._chain(seq)
+        hit, brought = self._hit(seq)
+        held = None
+        if self.host is not None:
+            self.host.note_begun(seq.id)
+            held = self.host.try_bring(self._hit_keys(chain, brought)) if brought else None
+            if held is not None:
+                self.host.traffic.hit_tokens += brought - hit
+                hit = brought
         self.counters.queried_tokens += len(seq.tokens)
         self.counters.hit_tokens += hit
-        return hit, tuple(group.start(seq.id, chain, hit) for group in self.groups)
+        tables = tuple(group.start(seq.id, chain, hit) for group in self.groups)
+        if self.host is not None and held is not None:
+            self.host.let_go(held)
+        return hit, tables
 
     def fork_tokens(self, parent: Sequence, limit_tokens: int) -> int:
         """The most tokens, at most the limit, behind which a resident sibling still has all its state."""
-        return self._longest(limit_tokens, lambda group, limit: group.longest_fork(parent.id, limit))
+        return self._longest(limit_tokens, lambda g, limit: self.groups[g].longest_fork(parent.id, limit))
 
     def try_fork(self, parent: Sequence, seq: Sequence, tokens: int) -> Fork | None:
         """Begin a sequence with a resident sibling's state behind `tokens` tokens, an answer of `fork_tokens`.
@@ -150,6 +204,8 @@ class Memory:
             return None
         growths = [group.fork(parent.id, seq.id, tokens) for group in self.groups]
         self._chain(seq)
+        if self.host is not None:
+            self.host.note_begun(seq.id)
         copies = tuple(BlockCopy(g, a, b) for g, growth in enumerate(growths) for a, b in growth.copies)
         return Fork(tokens, tuple(growth.blocks for growth in growths), copies)
 
@@ -199,20 +255,60 @@ class Memory:
             pin_until_s = group.pool.retain.pin_until_s(seq, now_s) if is_over else None
             group.release(seq.id, now_s, pin_until_s)
 
+    def swap_out(self, seq: Sequence) -> None:
+        """A resident sequence gives up its memory, and its state goes to the host; `swap_bytes` said that it can."""
+        assert self.host is not None
+        self.note_written(seq)
+        self.host.swap_out(seq.id, self._chain(seq), seq.planned_tokens)
+
+    def try_swap_in(self, seq: Sequence) -> tuple[tuple[int, ...], ...] | None:
+        """Memory for a swapped sequence: one block table per group. None, and nothing changed, if one is short."""
+        assert self.host is not None
+        return self.host.try_swap_in(seq.id)
+
+    def landed(self, plan_id: int) -> int:
+        """The moves of a plan that carried some are complete. Returns their bytes."""
+        assert self.host is not None
+        return self.host.landed(plan_id)
+
+    def host_counters(self) -> dict[str, float]:
+        """Gauges and counters of the host tier by plain name; none without one."""
+        return {} if self.host is None else self.host.counters()
+
     def forget(self, seq: Sequence) -> None:
-        """The sequence is over: its key chain goes too."""
+        """The sequence is over: its key chain goes too, and what the host has of it."""
         self._chains.pop(seq.id, None)
+        if self.host is not None:
+            self.host.drop(seq.id)
+
+    @property
+    def has_moves(self) -> bool:
+        """Whether the plan that is being made has something to move between the tiers."""
+        return self.host is not None and self.host.has_moves
+
+    @property
+    def n_arriving(self) -> int:
+        """Blocks that the plan which is being made moves to the device."""
+        return 0 if self.host is None else self.host.n_arriving
+
+    def take_moves(self, plan_id: int) -> tuple[BlockMove, ...]:
+        """Moves between the tiers that the plan which is handed out now carries."""
+        return () if self.host is None else self.host.take_moves(plan_id)
 
     def tick(self, now_s: float) -> None:
         """Time goes on: pins expire."""
         self._now_s = now_s
+        if self.host is not None:
+            self.host.now_s = now_s
         for group in self.groups:
             group.pool.expire_pins(now_s)
 
     def audit(self) -> None:
-        """Check conservation in every group; raises AssertionError."""
+        """Check conservation in every group and tier; raises AssertionError."""
         for group in self.groups:
             group.audit()
+        if self.host is not None:
+            self.host.audit()
 
     def _chain(self, seq: Sequence) -> KeyChain:
         chain = self._chains.get(seq.id)

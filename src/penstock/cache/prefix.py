@@ -65,6 +65,13 @@ class PrefixIndex:
     def find(self, key: bytes) -> int | None:
         return self._block_of.get(key)
 
+    def has(self, key: bytes) -> bool:
+        return key in self._block_of
+
+    def key_of(self, block: int) -> bytes | None:
+        """The key of the block's content, if that can be found."""
+        return self._key_of.get(block)
+
     def put(self, key: bytes, block: int) -> None:
         """Note the content of a block. If another block has the same content already, that one stays the known one."""
         if key not in self._block_of and block not in self._key_of:

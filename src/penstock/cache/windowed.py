@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from penstock.cache.blocks import BlockPool
-from penstock.cache.groups import NO_GROWTH, Growth
+from penstock.cache.groups import NO_GROWTH, Growth, Has, Parcel
 from penstock.cache.prefix import KeyChain, PrefixIndex
 from penstock.core.executor import StateSpec
 from penstock.core.view import RetainPolicy
@@ -81,26 +81,29 @@ class WindowedGroup:
         sinks = range(min(self.spec.sink_blocks, end))
         return (*sinks, *range(max(len(sinks), self._first_read(tokens)), end))
 
-    def longest_hit(self, chain: KeyChain, limit_tokens: int) -> int:
+    def longest_hit(self, chain: KeyChain, limit_tokens: int, has: Has) -> int:
         size = self.spec.block_tokens
         end = min(limit_tokens // size, chain.full_blocks)
-        if self.spec.sink_blocks and end and not self._has_sinks(chain, end):
-            return self._hit_within_sinks(chain, end) * size
+        if self.spec.sink_blocks and end and not self._has_sinks(chain, end, has):
+            return self._hit_within_sinks(chain, end, has) * size
         # from the end, so that one look at each block is enough: those behind a missing one are behind it for all
         run_stop = end  # blocks [k, run_stop) are cached
         for k in range(end - 1, -1, -1):
-            if self.index.find(chain.key(k)) is None:
+            if not has(chain.key(k)):
                 run_stop = k
             elif k <= self._first_read(run_stop * size) or k < self.spec.sink_blocks:
                 return run_stop * size
         return 0
 
-    def _has_sinks(self, chain: KeyChain, end: int) -> bool:
-        return self._hit_within_sinks(chain, end) == min(self.spec.sink_blocks, end)
+    def _has_sinks(self, chain: KeyChain, end: int, has: Has) -> bool:
+        return self._hit_within_sinks(chain, end, has) == min(self.spec.sink_blocks, end)
 
-    def _hit_within_sinks(self, chain: KeyChain, end: int) -> int:
+    def _hit_within_sinks(self, chain: KeyChain, end: int, has: Has) -> int:
         sinks = range(min(self.spec.sink_blocks, end))
-        return next((k for k in sinks if self.index.find(chain.key(k)) is None), len(sinks))
+        return next((k for k in sinks if not has(chain.key(k))), len(sinks))
+
+    def hit_keys(self, chain: KeyChain, hit_tokens: int) -> Sequence[bytes]:
+        return [chain.key(number) for number in self._read(hit_tokens)]
 
     def start(self, seq_id: str, chain: KeyChain, hit_tokens: int) -> tuple[int, ...]:
         shared = {}
@@ -174,6 +177,20 @@ class WindowedGroup:
         # from the end, as every group does: what is given back last is evicted last, and that should be the sinks
         for block in reversed(self._tables.pop(seq_id).blocks.values()):
             self.pool.give_back(block, keep=self.index.knows(block), now_s=now_s, pin_until_s=pin_until_s)
+
+    def pack(self, seq_id: str, chain: KeyChain, tokens: int) -> Parcel:
+        table, end = self._tables[seq_id], self._whole(tokens)
+        numbers = [number for number in table.blocks if number < end]
+        keys = tuple(chain.key(n) if n < min(table.noted, tokens // self.spec.block_tokens) else None for n in numbers)
+        layout = _Table(dict.fromkeys(numbers, HOLE), table.behind, end, min(table.noted, end))
+        return Parcel(tuple(table.blocks[number] for number in numbers), keys, layout)
+
+    def unpack(self, seq_id: str, parcel: Parcel, blocks: Sequence[int]) -> tuple[int, ...]:
+        layout = parcel.layout
+        assert isinstance(layout, _Table)
+        held = dict(zip(layout.blocks, blocks, strict=True))
+        self._tables[seq_id] = _Table(held, layout.behind, layout.end, layout.noted)
+        return tuple(held.get(number, HOLE) for number in range(layout.end))
 
     def audit(self) -> None:
         self.pool.audit(table.blocks.values() for table in self._tables.values())

@@ -103,13 +103,15 @@ class StepResult:
 
     logprobs: by index into `tokens`, for the rows that asked. prompt_logprobs: by index into `plan.chunks`; entry k
     belongs to the token after position start + k (so the last chunk of a prompt has one entry less than tokens).
-    device_s: time that the device worked on it.
+    device_s: time that the device worked on it. moved: (plan id, seconds of copying) of each plan whose moves between
+    the tiers were found complete since the last result; it may be an earlier plan, and need not be this one.
     """
 
     tokens: npt.NDArray[np.int32]
     logprobs: Mapping[int, TokenLogprobs] = field(default_factory=dict)
     prompt_logprobs: Mapping[int, tuple[TokenLogprobs, ...]] = field(default_factory=dict)
     device_s: float = 0.0
+    moved: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +134,10 @@ class Executor(Protocol):
         """Rows 0 .. max_rows - 1 exist."""
         ...
 
-    def allocate(self, n_blocks: tuple[int, ...]) -> None:
-        """Make the pools, one number of blocks per state group, before the first plan."""
+    def allocate(self, n_blocks: tuple[int, ...], n_host_blocks: tuple[int, ...] = ()) -> None:
+        """Make the pools, one number of blocks per state group, before the first plan; and those of the host tier, if
+        there is one.
+        """
         ...
 
     def submit(self, plan: Plan) -> Ticket:

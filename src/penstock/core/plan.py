@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass, field
+from enum import Enum
 
 from penstock.core.request import SamplingParams
 
@@ -83,9 +84,31 @@ class BlockCopy:
     target: int
 
 
+class Toward(Enum):
+    """Which way the content of a block moves between the device and host memory."""
+
+    HOST = "host"
+    DEVICE = "device"
+
+
+@dataclass(frozen=True, slots=True)
+class BlockMove:
+    """Copy a whole block of a state group to a block of the host tier, or back. What it is copied from stays as it is.
+
+    Moves run beside the steps, so that others go on while bytes are under way; but they look as if each had happened at
+    its place in its plan. Whoever executes plans makes a step wait where it reads or overwrites what is under way.
+    """
+
+    group: int
+    block: int
+    host_block: int
+    toward: Toward
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """One step. Executors apply `ends`, `starts`, `grows` and `copies`, in this order, then compute.
+    """One step. Executors apply `ends`, moves to the host, `starts`, `grows`, moves to the device and `copies`, in this
+    order, then compute.
 
     Samples come back in the order: members of `decode`, then those chunks that end their row's known tokens
     (`sampling_chunks`).
@@ -97,6 +120,7 @@ class Plan:
     ends: tuple[int, ...] = ()
     starts: tuple[RowStart, ...] = ()
     grows: tuple[RowBlocks, ...] = ()
+    moves: tuple[BlockMove, ...] = ()
     copies: tuple[BlockCopy, ...] = ()
     sampling_chunks: tuple[int, ...] = field(default=())
 

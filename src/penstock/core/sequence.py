@@ -17,7 +17,7 @@ class SeqState(Enum):
     WAITING = "waiting"  # in the queue; holds no memory (new, forked-to-be, or preempted by recompute)
     RUNNING = "running"  # has a row and memory; may be planned
     PAUSED = "paused"  # has a row and memory; not planned until it is admitted again
-    SWAPPED = "swapped"  # its state lies in host memory
+    SWAPPED = "swapped"  # in the queue; its state lies in host memory
     HANDING_OFF = "handing-off"  # its state moves to another instance
     FINISHED = "finished"
     ABORTED = "aborted"
@@ -95,7 +95,8 @@ class Sequence:
 
     tokens: the prompt, then the outputs that were collected. planned_tokens: how many of them (and of the outputs
     still in flight) have their pass through every layer planned. A pass may be cut along the layers: then
-    `pass_stop_tokens` is where its tokens end and `layers_done` how far it got.
+    `pass_stop_tokens` is where its tokens end and `layers_done` how far it got. A swap changes none of this: what is in
+    flight for the sequence arrives, and it goes on behind that.
     """
 
     __slots__ = (
@@ -117,6 +118,7 @@ class Sequence:
         "row",
         "state",
         "stop_ids",
+        "swaps",
         "tokens",
     )
 
@@ -131,7 +133,8 @@ class Sequence:
         self.output_limit_tokens = output_limit_tokens
         self.stop_ids = stop_ids
         self.row: int | None = None
-        self.epoch = 0  # preemptions so far; results planned in an older epoch are stale
+        self.epoch = 0  # preemptions by recompute so far; results planned in an older epoch are stale
+        self.swaps = 0  # preemptions by swap so far
         self.cached_tokens = 0  # prefix hit of the first admission
         self.pass_stop_tokens: int | None = None
         self.layers_done = 0
@@ -156,7 +159,7 @@ class Sequence:
 
     @property
     def preemptions(self) -> int:
-        return self.epoch
+        return self.epoch + self.swaps
 
     @property
     def total_tokens(self) -> int:

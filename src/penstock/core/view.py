@@ -44,7 +44,23 @@ class MemoryView(Protocol):
         ...
 
     def hit_tokens(self, seq: SequenceView) -> int:
-        """Tokens of a waiting sequence that the cache holds."""
+        """Tokens of a waiting sequence that the cache holds, or that lie in host memory."""
+        ...
+
+    def swap_bytes(self, seq: SequenceView) -> int | None:
+        """Bytes that a sequence with a row would have copied to host memory now; None: it cannot yield so."""
+        ...
+
+
+class CostView(Protocol):
+    """What things cost on this instance, as far as is known by now. Answers grow with what is asked about."""
+
+    def prefill_s(self, tokens: int) -> float:
+        """Seconds of device time to compute so many known tokens."""
+        ...
+
+    def move_s(self, n_bytes: int) -> float:
+        """Seconds to copy so much between device and host memory, one way."""
         ...
 
 
@@ -76,6 +92,7 @@ class View:
     running: Seq[SequenceView]
     memory: MemoryView
     lengths: LengthPredictor
+    costs: CostView
     n_layers: int
     max_rows: int
 
@@ -92,6 +109,7 @@ class Yield(Enum):
     """How a running sequence gives way."""
 
     RECOMPUTE = "recompute"  # its memory goes; it computes everything again
+    SWAP = "swap"  # its state is copied to host memory, and back when it goes on; see `MemoryView.swap_bytes`
     PAUSE = "pause"  # it keeps row and memory and is not planned
 
 

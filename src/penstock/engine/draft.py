@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from penstock.core.plan import BlockCopy, Chunk, DecodeGroup, Plan, RowBlocks, RowStart
+from penstock.core.plan import BlockCopy, BlockMove, Chunk, DecodeGroup, Plan, RowBlocks, RowStart
 from penstock.core.sequence import Sequence
 
 
@@ -26,7 +26,7 @@ class Draft:
         self.copies = [(owner, copy) for owner, copy in self.copies if owner != row]
         self.chunks.pop(row, None)
 
-    def to_plan(self, plan_id: int, decode: DecodeGroup, sampling_rows: set[int]) -> Plan:
+    def to_plan(self, plan_id: int, decode: DecodeGroup, sampling_rows: set[int], moves: tuple[BlockMove, ...]) -> Plan:
         chunks = tuple(self.chunks.values())
         return Plan(
             id=plan_id,
@@ -35,6 +35,7 @@ class Draft:
             ends=tuple(self.ends),
             starts=tuple(self.starts.values()),
             grows=tuple(self.grows),
+            moves=moves,
             copies=tuple(copy for _, copy in self.copies),
             sampling_chunks=tuple(i for i, chunk in enumerate(chunks) if chunk.row in sampling_rows),
         )

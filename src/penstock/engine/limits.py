@@ -1,4 +1,4 @@
-"""What an engine takes: how much may wait, and which parameters the model can follow.
+"""What an engine takes: how much may wait, what fits, and which parameters the model can follow.
 
 A bounded queue refuses what it could only keep waiting.
 """
@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from penstock.core.errors import InvalidRequest, Overloaded
+from penstock.cache.memory import Memory
+from penstock.core.errors import InvalidRequest, NeverFits, Overloaded, PromptTooLong
 from penstock.core.executor import ModelFacts
 from penstock.core.request import Request, SamplingParams
 from penstock.engine.ledger import Ledger
@@ -43,6 +44,38 @@ class QueueLimits:
                 reason="max_queued_tokens",
                 retry_after_s=ledger.drain_s(max(1, n_queued), now_s),
             )
+
+
+def check_request(request: Request, facts: ModelFacts, memory: Memory) -> None:
+    """Raise PromptTooLong, NeverFits or InvalidRequest for what the model cannot follow or memory never holds."""
+    prompt_tokens, context = len(request.prompt), facts.max_model_tokens
+    bad = next((t for t in request.prompt if not 0 <= t < facts.vocab_size), None)
+    if bad is not None:
+        raise InvalidRequest(f"token id {bad} is not in 0..{facts.vocab_size - 1}", param="prompt")
+    check_sampling(request.sampling, facts)
+    if prompt_tokens >= context:
+        raise PromptTooLong(
+            f"the prompt has {prompt_tokens} tokens, the model's context is {context} and must hold at least one "
+            "output token too; shorten the prompt",
+            param="prompt",
+        )
+    if not memory.fits_ever(prompt_tokens + 1):
+        pool = max(memory.pools, key=lambda pool: pool.blocks_for(prompt_tokens + 1) - pool.total_blocks)
+        raise NeverFits(
+            f"the prompt of {prompt_tokens} tokens can never be admitted: the KV pool holds "
+            f"{pool.total_blocks} blocks and it needs {pool.blocks_for(prompt_tokens + 1)}; "
+            "shorten it, or start the server with a larger --kv-memory",
+            param="prompt",
+        )
+
+
+def output_limit_tokens(request: Request, facts: ModelFacts, memory: Memory) -> int:
+    """Outputs that the request, the context and the whole pool allow."""
+    room = facts.max_model_tokens - len(request.prompt)
+    wanted = room if request.sampling.max_tokens is None else min(request.sampling.max_tokens, room)
+    while wanted > 1 and not memory.fits_ever(len(request.prompt) + wanted):
+        wanted -= max(1, wanted // 64)
+    return wanted
 
 
 def check_sampling(sampling: SamplingParams, facts: ModelFacts) -> None:

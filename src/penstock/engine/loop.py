@@ -10,11 +10,13 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
 
+from penstock.cache.host import HostTier
 from penstock.cache.memory import Memory, build_groups
 from penstock.core.clock import Clock, MonotonicClock
 from penstock.core.executor import Executor, Ticket
 from penstock.core.request import Request
 from penstock.core.sequence import FinishReason
+from penstock.engine.costs import OnlineCosts
 from penstock.engine.draft import Planned
 from penstock.engine.limits import QueueLimits
 from penstock.engine.messages import Update
@@ -108,14 +110,18 @@ def build_engine(
     n_blocks: tuple[int, ...],
     policies: Policies,
     *,
+    n_host_blocks: tuple[int, ...] = (),
     limits: QueueLimits | None = None,
     clock: Clock | None = None,
     look_ahead: int = 1,
     share_prefixes: bool = True,
 ) -> Engine:
-    """Join the parts of one instance around an executor whose pools hold `n_blocks` blocks per state group."""
-    facts = executor.facts
+    """Join the parts of one instance around an executor whose pools hold `n_blocks` blocks per state group, and whose
+    host tier holds `n_host_blocks` (none: there is no such tier).
+    """
+    facts, costs = executor.facts, OnlineCosts(executor.facts)
     groups = build_groups(facts.states, n_blocks, policies.new_retain)
-    memory = Memory(groups, facts.states[0].block_tokens, share_prefixes=share_prefixes)
-    scheduler = Scheduler(facts, memory, policies, executor.max_rows, limits)
+    host = HostTier(groups, n_host_blocks, policies.new_retain, costs) if any(n_host_blocks) else None
+    memory = Memory(groups, facts.states[0].block_tokens, share_prefixes=share_prefixes, host=host)
+    scheduler = Scheduler(facts, memory, policies, executor.max_rows, limits, costs)
     return Engine(scheduler, executor, clock or MonotonicClock(), look_ahead)

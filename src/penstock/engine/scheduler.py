@@ -10,20 +10,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from penstock.cache.memory import Change, Memory
-from penstock.core.errors import InvalidRequest, NeverFits, Overloaded, PolicyViolation, PromptTooLong
+from penstock.cache.memory import Memory
+from penstock.core.errors import InvalidRequest, Overloaded, PolicyViolation
 from penstock.core.executor import ModelFacts, StepResult, TokenLogprobs
-from penstock.core.plan import NO_DECODE, Chunk, Plan, RowStart
+from penstock.core.plan import NO_DECODE, BlockCopy, Chunk, Plan, RowStart
 from penstock.core.request import Request
 from penstock.core.sequence import ENDED, RESIDENT, FinishReason, SeqState, Sequence
 from penstock.core.view import Admission, Observer, View, Yield
-from penstock.engine.decoding import Decoding
+from penstock.engine.costs import OnlineCosts
 from penstock.engine.draft import Draft, Planned
 from penstock.engine.ledger import Ledger
-from penstock.engine.limits import QueueLimits, check_sampling
+from penstock.engine.limits import QueueLimits, check_request, output_limit_tokens
 from penstock.engine.messages import Update
 from penstock.engine.outputs import RequestStats
 from penstock.engine.queue import WaitQueue
+from penstock.engine.residents import Residents
 from penstock.policy.checks import check_choice
 from penstock.policy.presets import Policies
 
@@ -34,26 +35,27 @@ class Scheduler:
     """Decides for one instance. Not thread safe: one loop owns it."""
 
     def __init__(
-        self, facts: ModelFacts, memory: Memory, policies: Policies, max_rows: int, limits: QueueLimits | None = None
+        self,
+        facts: ModelFacts,
+        memory: Memory,
+        policies: Policies,
+        max_rows: int,
+        limits: QueueLimits | None = None,
+        costs: OnlineCosts | None = None,
     ) -> None:
         self.facts = facts
         self.memory = memory
         self.policies = policies
         self.max_rows = max_rows
+        self.costs = costs or OnlineCosts(facts)
         self.ledger = Ledger()
-        self.preemptions = 0
         self.updates: list[Update] = []
         self._limits = limits or QueueLimits()
         self._queue = WaitQueue(policies.order)
-        self._decoding = Decoding()
-        self._resident: dict[int, Sequence] = {}  # by row, in the order of admission
-        self._prefilling: dict[int, Sequence] = {}
-        self._paused: dict[int, bool] = {}  # by row; True: it was decoding
+        self._residents = Residents(memory, self._queue, max_rows)
         self._unborn: dict[str, list[Sequence]] = {}  # samples that wait for sample 0 to compute their prompt
         self._fork_parent: dict[str, Sequence] = {}
         self._prompt_logprobs: dict[str, list[TokenLogprobs]] = {}
-        self._free_rows = list(range(max_rows - 1, -1, -1))
-        self._draft = Draft()
         self._next_plan_id = 0
         self._now_s = 0.0
         slots = (policies.order, policies.admit, policies.batch, policies.preempt, policies.predict)
@@ -72,7 +74,12 @@ class Scheduler:
 
     @property
     def n_running(self) -> int:
-        return len(self._resident)
+        return len(self._residents.by_row)
+
+    @property
+    def preemptions(self) -> int:
+        """Sequences that lost their memory so far, swapped ones included."""
+        return self._residents.preemptions
 
     @property
     def has_work(self) -> bool:
@@ -85,7 +92,9 @@ class Scheduler:
         """
         self._now_s = now_s
         try:
-            self._check_request(request)
+            if request.id in self.ledger:
+                raise InvalidRequest(f"request id {request.id!r} is in use: give each its own", param="request_id")
+            check_request(request, self.facts, self.memory)
             self._limits.check(self.n_waiting, self.queue_tokens, request, self.ledger, now_s)
         except Overloaded as full:
             self.ledger.refuse(full.reason)
@@ -93,7 +102,7 @@ class Scheduler:
         except InvalidRequest as wrong:
             self.ledger.refuse(wrong.code)
             raise
-        limit = self._output_limit(request)
+        limit = output_limit_tokens(request, self.facts, self.memory)
         eos = frozenset() if request.sampling.ignore_eos else self.facts.stop_token_ids
         stops = eos | frozenset(request.sampling.stop_token_ids)
         samples = [Sequence(request, k, limit, stops) for k in range(request.sampling.n)]
@@ -122,37 +131,6 @@ class Scheduler:
         del seq.tokens[len(seq.request.prompt) + max(0, output_tokens) :]
         self._end(seq, FinishReason.STOP)
 
-    def _check_request(self, request: Request) -> None:
-        prompt_tokens, context = len(request.prompt), self.facts.max_model_tokens
-        if request.id in self.ledger:
-            raise InvalidRequest(f"request id {request.id!r} is in use: give every request its own", param="request_id")
-        bad = next((t for t in request.prompt if not 0 <= t < self.facts.vocab_size), None)
-        if bad is not None:
-            raise InvalidRequest(f"token id {bad} is not in 0..{self.facts.vocab_size - 1}", param="prompt")
-        check_sampling(request.sampling, self.facts)
-        if prompt_tokens >= context:
-            raise PromptTooLong(
-                f"the prompt has {prompt_tokens} tokens, the model's context is {context} and must hold at least one "
-                "output token too; shorten the prompt",
-                param="prompt",
-            )
-        if not self.memory.fits_ever(prompt_tokens + 1):
-            pool = max(self.memory.pools, key=lambda pool: pool.blocks_for(prompt_tokens + 1) - pool.total_blocks)
-            raise NeverFits(
-                f"the prompt of {prompt_tokens} tokens can never be admitted: the KV pool holds "
-                f"{pool.total_blocks} blocks and it needs {pool.blocks_for(prompt_tokens + 1)}; "
-                "shorten it, or start the server with a larger --kv-memory",
-                param="prompt",
-            )
-
-    def _output_limit(self, request: Request) -> int:
-        """Outputs that the request, the context and the whole pool allow."""
-        room = self.facts.max_model_tokens - len(request.prompt)
-        wanted = room if request.sampling.max_tokens is None else min(request.sampling.max_tokens, room)
-        while wanted > 1 and not self.memory.fits_ever(len(request.prompt) + wanted):
-            wanted -= max(1, wanted // 64)
-        return wanted
-
     # --- planning -----------------------------------------------------------------------------------------------------
     def plan(self, now_s: float) -> Planned | None:
         """The next step; None if nobody can run now."""
@@ -160,85 +138,105 @@ class Scheduler:
         self.memory.tick(now_s)
         self._yield_by_choice()
         self._admit()
+        self._residents.hurry()
         view = self._view()
         choice = self.policies.batch.batch(view)
-        check_choice(self.policies.batch, choice, view, self._prefilling)
+        check_choice(self.policies.batch, choice, view, self._residents.prefilling)
         return self._bind(choice)
 
     def _view(self) -> View:
         return View(
             now_s=self._now_s,
             waiting=self._queue.members(),
-            prefilling=tuple(self._prefilling.values()),
-            decoding=self._decoding.group,
-            running=tuple(self._resident.values()),
+            prefilling=tuple(self._residents.prefilling.values()),
+            decoding=self._residents.decoding.group,
+            running=tuple(self._residents.by_row.values()),
             memory=self.memory,
             lengths=self.policies.predict,
+            costs=self.costs,
             n_layers=self.facts.n_layers,
             max_rows=self.max_rows,
         )
 
     def _yield_by_choice(self) -> None:
         for preemption in self.policies.preempt.choose(self._view()):
-            seq = self._resident.get(preemption.row)
+            seq = self._residents.by_row.get(preemption.row)
             if seq is None or seq.state is not SeqState.RUNNING:
                 raise PolicyViolation(self.policies.preempt, f"row {preemption.row} does not run")
             if preemption.how is Yield.PAUSE:
-                self._pause(seq)
+                self._residents.pause(seq)
             else:
-                self._preempt(seq)
+                self._preempt(seq, preemption.how)
+
+    def _preempt(self, seq: Sequence, how: Yield) -> None:
+        """A resident sequence loses its memory; in the way that the policy chose, if that can be."""
+        if how is Yield.SWAP and self.memory.swap_bytes(seq) is None:
+            raise PolicyViolation(self.policies.preempt, f"row {seq.row} cannot be swapped now")
+        if how is Yield.RECOMPUTE:
+            self._prompt_logprobs.pop(seq.id, None)
+        self._residents.preempt(seq, how, self._now_s)
 
     def _admit(self) -> None:
-        if not len(self._queue) or not (self._free_rows or self._paused):
+        residents = self._residents
+        if not len(self._queue) or not (residents.has_free_row or residents.has_paused):
             return
         for seq in tuple(self._queue.ordered(self._view())):
-            if seq.row is None and not self._free_rows:
+            if seq.row is None and not residents.has_free_row:
                 continue  # a paused one behind it has its row
+            if seq.state is SeqState.SWAPPED and seq.total_tokens <= seq.planned_tokens:
+                continue  # the token that it goes on from is still in flight
             answer = self.policies.admit.admit(seq, self._view())
             if answer is Admission.WAIT:
                 return
-            if answer is Admission.START and not self._start(seq) and self._somebody_runs():
+            if answer is Admission.START and not self._start(seq) and residents.somebody_runs:
                 return
 
-    def _somebody_runs(self) -> bool:
-        """Otherwise memory lies with paused sequences, and only one of these can give it back."""
-        return any(seq.state is SeqState.RUNNING for seq in self._resident.values())
-
     def _start(self, seq: Sequence) -> bool:
-        """Give a waiting sequence a row and its prefix hit, or wake a paused one. False if a fork finds no memory."""
+        """Give a waiting sequence a row and its prefix hit, or let one go on that is paused or swapped.
+
+        False if there is no memory for a fork, or for what was swapped.
+        """
         if seq.state is SeqState.PAUSED:
-            self._resume(seq)
+            self._residents.wake(seq)
+            return True
+        n_arriving = self.memory.n_arriving
+        if seq.state is SeqState.SWAPPED:
+            swapped = self.memory.try_swap_in(seq)
+            if swapped is None:
+                return False
+            self._begin(seq, seq.planned_tokens, swapped, is_arriving=self.memory.n_arriving > n_arriving)
             return True
         parent = self._fork_parent.get(seq.id)
-        row = self._free_rows[-1]
+        copies: tuple[BlockCopy, ...] = ()
         fork_tokens = self._fork_tokens(seq, parent)
         if parent is not None and fork_tokens > 0:
             fork = self.memory.try_fork(parent, seq, fork_tokens)
             if fork is None:
                 return False
-            hit, tables = fork.tokens, fork.tables
-            self._draft.copies.extend((row, copy) for copy in fork.copies)
+            hit, tables, copies = fork.tokens, fork.tables, fork.copies
         else:
             hit, tables = self.memory.start(seq)
             if seq.epoch == 0:
                 seq.cached_tokens = hit
         self._fork_parent.pop(seq.id, None)
-        self._free_rows.pop()
-        self._queue.remove(seq)
-        seq.row = row
-        seq.move(SeqState.RUNNING)
-        seq.plan_to(hit)
-        self._resident[row] = self._prefilling[row] = seq
-        self._draft.starts[row] = RowStart(
+        row = self._begin(seq, hit, tables, is_arriving=self.memory.n_arriving > n_arriving)
+        self._residents.draft.copies.extend((row, copy) for copy in copies)
+        return True
+
+    def _begin(
+        self, seq: Sequence, computed_tokens: int, tables: tuple[tuple[int, ...], ...], *, is_arriving: bool
+    ) -> int:
+        row = self._residents.enter(seq, computed_tokens, is_arriving=is_arriving)
+        self._residents.draft.starts[row] = RowStart(
             row=row,
             tokens=seq.tokens[:],
             prompt_tokens=len(seq.request.prompt),
-            computed_tokens=hit,
+            computed_tokens=computed_tokens,
             blocks=tables,
             sampling=seq.request.sampling,
             seed=(seq.request.seed + seq.index * SEED_STRIDE) % 2**63,
         )
-        return True
+        return row
 
     def _fork_tokens(self, seq: Sequence, parent: Sequence | None) -> int:
         """Tokens whose state a sample takes over from sample 0; 0 if the prefix cache, or nobody, has more."""
@@ -250,19 +248,20 @@ class Scheduler:
 
     def _bind(self, choice: Plan) -> Planned | None:
         """Give memory to what was chosen, preempting where it is short; then everything chosen counts as planned."""
-        is_decode_step = choice.decode is not NO_DECODE and len(self._decoding) > 0
+        residents, draft, decoding = self._residents, self._residents.draft, self._residents.decoding
+        is_decode_step = choice.decode is not NO_DECODE and len(decoding) > 0
         if is_decode_step:
-            for seq in self._decoding.take_full():
+            for seq in decoding.take_full():
                 if seq.is_decoding and self._make_room(seq, seq.planned_tokens + 1):
-                    self._decoding.note_grown(seq, self.memory.capacity_tokens(seq))
+                    decoding.note_grown(seq, self.memory.capacity_tokens(seq))
         for chunk in choice.chunks:
-            chunk_seq = self._prefilling.get(chunk.row)
+            chunk_seq = residents.prefilling.get(chunk.row)
             if chunk_seq is not None:
                 chunk = self._within_bound(chunk)
-                self._draft.chunks[chunk.row] = chunk
+                draft.chunks[chunk.row] = chunk
                 self._make_room(chunk_seq, chunk.stop)
-        decode = self._decoding.group if is_decode_step else NO_DECODE
-        if not decode.rows and not self._draft.chunks:
+        decode = decoding.group if is_decode_step else NO_DECODE
+        if not decode.rows and not draft.chunks and not self.memory.has_moves:
             return None  # what the draft says of ends goes out with the next step
         return self._commit(decode is not NO_DECODE)
 
@@ -279,30 +278,26 @@ class Scheduler:
             for observer in self._observers:
                 observer.on_pressure(view)
             preemption = self.policies.preempt.victim(view, view.running)
-            victim = self._resident.get(preemption.row)
-            if victim is None or preemption.how is not Yield.RECOMPUTE:
+            victim = self._residents.by_row.get(preemption.row)
+            if victim is None or preemption.how is Yield.PAUSE:
                 raise PolicyViolation(self.policies.preempt, f"row {preemption.row} frees no memory ({preemption.how})")
-            self._preempt(victim)
+            self._preempt(victim, preemption.how)
             if victim is seq:
                 return False
-        assert seq.row is not None
-        self._note_change(seq.row, change)
+        self._residents.note_change(seq, change)
         return True
 
-    def _note_change(self, row: int, change: Change) -> None:
-        self._draft.grows.extend(change.grows)
-        self._draft.copies.extend((row, copy) for copy in change.copies)
-
     def _commit(self, is_decode_step: bool) -> Planned:
-        draft, self._draft = self._draft, Draft()
-        group = self._decoding.group if is_decode_step else NO_DECODE
-        samples = self._decoding.epochs if is_decode_step else ()
-        owners = tuple((self._prefilling[row], self._prefilling[row].epoch) for row in draft.chunks)
+        residents, decoding = self._residents, self._residents.decoding
+        draft, residents.draft = residents.draft, Draft()
+        group = decoding.group if is_decode_step else NO_DECODE
+        samples = decoding.epochs if is_decode_step else ()
+        owners = tuple((residents.prefilling[row], residents.prefilling[row].epoch) for row in draft.chunks)
         if is_decode_step:
-            self._decoding.advance()
+            decoding.advance()
         sampling_rows: set[int] = set()
         for chunk in draft.chunks.values():
-            seq = self._prefilling[chunk.row]
+            seq = residents.prefilling[chunk.row]
             if seq.first_planned_s is None:
                 seq.first_planned_s = self._now_s
             if chunk.stop_layer is not None and chunk.stop_layer < self.facts.n_layers:
@@ -313,7 +308,8 @@ class Scheduler:
             if chunk.stop == seq.total_tokens:
                 sampling_rows.add(chunk.row)
                 self._finish_prompt(seq)
-        plan = draft.to_plan(self._next_plan_id, group, sampling_rows)
+        plan = draft.to_plan(self._next_plan_id, group, sampling_rows, self.memory.take_moves(self._next_plan_id))
+        residents.note_departed(plan.id)
         self._next_plan_id += 1
         chunk_samples = tuple(owners[i] for i in plan.sampling_chunks)
         for observer in self._observers:
@@ -321,63 +317,20 @@ class Scheduler:
         return Planned(plan, samples + chunk_samples, owners)
 
     def _finish_prompt(self, seq: Sequence) -> None:
-        """All known tokens are planned: it decodes from the next step on, and its siblings may fork from it."""
-        assert seq.row is not None
-        del self._prefilling[seq.row]
-        if seq.planned_outputs < seq.output_limit_tokens:
-            self._decoding.join(seq, self.memory.capacity_tokens(seq))
+        """Its siblings may fork from it now."""
+        self._residents.finish_prompt(seq)
         for sibling in self._unborn.pop(seq.request.id, ()):
             self._fork_parent[sibling.id] = seq
             self._queue.add(sibling)
-
-    # --- yielding -----------------------------------------------------------------------------------------------------
-    def _pause(self, seq: Sequence) -> None:
-        assert seq.row is not None
-        seq.move(SeqState.PAUSED)
-        self._paused[seq.row] = seq.is_decoding
-        if seq.is_decoding:
-            self._decoding.leave(seq)
-        self._prefilling.pop(seq.row, None)
-        self._queue.add(seq)
-
-    def _resume(self, seq: Sequence) -> None:
-        assert seq.row is not None
-        seq.move(SeqState.RUNNING)
-        self._queue.remove(seq)
-        if self._paused.pop(seq.row):
-            self._decoding.join(seq, self.memory.capacity_tokens(seq))
-        elif seq.prefill_left_tokens > 0:
-            self._prefilling[seq.row] = seq
-
-    def _preempt(self, seq: Sequence) -> None:
-        """A resident sequence loses its memory and computes everything again later."""
-        self.preemptions += 1
-        was_queued = seq.state is SeqState.PAUSED
-        self._vacate(seq, is_over=False)
-        seq.rewind()
-        seq.move(SeqState.WAITING)
-        self._prompt_logprobs.pop(seq.id, None)
-        if not was_queued:
-            self._queue.add(seq)
-
-    def _vacate(self, seq: Sequence, *, is_over: bool) -> None:
-        """A resident sequence gives row and blocks back; plans already out still run on them, in order."""
-        row = seq.row
-        assert row is not None
-        if seq.is_decoding:
-            self._decoding.leave(seq)
-        self._prefilling.pop(row, None)
-        self._paused.pop(row, None)
-        del self._resident[row]
-        self.memory.release(seq, self._now_s, is_over=is_over)
-        self._draft.end(row)
-        self._free_rows.append(row)
-        seq.row = None
 
     # --- results ------------------------------------------------------------------------------------------------------
     def collect(self, planned: Planned, result: StepResult, now_s: float) -> None:
         """Take the result of a plan in; what it brought is appended to `updates`."""
         self._now_s = now_s
+        self.costs.note_step(planned.plan, result)
+        for plan_id, seconds in result.moved:
+            self.costs.note_move(self.memory.landed(plan_id), seconds)
+            self._residents.note_landed(plan_id)
         for i, entries in result.prompt_logprobs.items():
             seq, epoch = planned.chunk_owners[i]
             if seq.epoch == epoch and seq.state not in ENDED and seq.output_tokens == 0:
@@ -408,11 +361,11 @@ class Scheduler:
             self._end(seq, FinishReason.LENGTH, update)
 
     def _end(self, seq: Sequence, reason: FinishReason, update: Update | None = None) -> None:
-        if seq.state in (SeqState.WAITING, SeqState.PAUSED):
+        if seq.state in (SeqState.WAITING, SeqState.PAUSED, SeqState.SWAPPED):
             self._leave_queue(seq)
         seq.finish_reason = reason
         if seq.row is not None:
-            self._vacate(seq, is_over=True)
+            self._residents.vacate(seq, self._now_s)
         seq.move(SeqState.FINISHED if reason in (FinishReason.STOP, FinishReason.LENGTH) else SeqState.ABORTED)
         self.memory.forget(seq)
         self._fork_parent.pop(seq.id, None)
@@ -453,12 +406,9 @@ class Scheduler:
     def audit(self) -> None:
         """Check that every block, row and sequence is where it should be; raises AssertionError."""
         self.memory.audit()
-        assert len(self._free_rows) + len(self._resident) == self.max_rows, "a row leaked"
-        for row, seq in self._resident.items():
-            assert seq.row == row, f"{seq} sits in row {row}"
-            assert seq.state in RESIDENT, f"{seq} holds row {row}"
+        self._residents.audit()
         if not self.has_work:
-            left = (*self._resident.values(), *self._queue.members(), *self._unborn)
+            left = (*self._residents.by_row.values(), *self._queue.members(), *self._unborn)
             assert not left, f"outlived their requests: {left}"
 
     def counters(self) -> Mapping[str, float]:
@@ -475,6 +425,7 @@ class Scheduler:
             "prefix_queried_tokens_total": self.memory.counters.queried_tokens,
             "prefix_hit_tokens_total": self.memory.counters.hit_tokens,
         }
+        counts |= self.costs.counters() | self.memory.host_counters()
         counts |= {f"requests_ended_{reason.value}_total": n for reason, n in self.ledger.ended.items()}
         counts |= {f"requests_refused_{reason}_total": n for reason, n in self.ledger.refused.items()}
         return counts

@@ -107,19 +107,29 @@ def check_preempt(policy: PreemptPolicy, view: View) -> None:
     rows = [preemption.row for preemption in chosen]
     if len(set(rows)) != len(rows) or not set(rows) <= running:
         raise PolicyViolation(policy, f"rows {rows} shall yield, {sorted(running)} run")
+    for preemption in chosen:
+        _check_swap(policy, preemption, view)
     for n in range(1, len(view.running) + 1):
         candidates = view.running[:n]
         victim = policy.victim(view, candidates)
         _same(policy, f"the victim among {n}", victim, policy.victim(view, candidates))
-        _check_victim(policy, victim, candidates)
+        _check_victim(policy, victim, view, candidates)
     _unchanged(policy, before, view)
 
 
-def _check_victim(policy: PreemptPolicy, victim: Preemption, candidates: Iterable[SequenceView]) -> None:
+def _check_victim(policy: PreemptPolicy, victim: Preemption, view: View, candidates: Iterable[SequenceView]) -> None:
     if victim.row not in {seq.row for seq in candidates}:
         raise PolicyViolation(policy, f"row {victim.row} is not among the candidates")
-    if victim.how is not Yield.RECOMPUTE:
+    if victim.how is Yield.PAUSE:
         raise PolicyViolation(policy, f"row {victim.row} is to {victim.how.value}: that frees no memory")
+    _check_swap(policy, victim, view)
+
+
+def _check_swap(policy: PreemptPolicy, preemption: Preemption, view: View) -> None:
+    if preemption.how is Yield.SWAP:
+        (seq,) = (seq for seq in view.running if seq.row == preemption.row)
+        if view.memory.swap_bytes(seq) is None:
+            raise PolicyViolation(policy, f"row {preemption.row} is to be swapped, and cannot be now")
 
 
 def check_retain(new_policy: Callable[[], RetainPolicy], view: View, toggled: Iterable[int]) -> None:
@@ -230,6 +240,9 @@ class _MoreMemory:
 
     def hit_tokens(self, seq: SequenceView) -> int:
         return self.memory.hit_tokens(seq)
+
+    def swap_bytes(self, seq: SequenceView) -> int | None:
+        return self.memory.swap_bytes(seq)
 
 
 def _more_memory(view: View) -> Iterator[View]:

@@ -31,7 +31,7 @@ DEFAULT: Mapping[str, str] = MappingProxyType(
         "order": "fcfs",
         "admit": "watermark",
         "batch": "decode-first",
-        "preempt": "newest",
+        "preempt": "cheapest",
         "retain": "lru",
         "predict": "empirical-quantile",
     }
@@ -47,6 +47,7 @@ PRESETS: Mapping[str, Mapping[str, str]] = MappingProxyType(
         "deadline": {"order": "edf"},
         "shortest-prefill": {"order": "shortest-prefill"},
         "cache-aware": {"order": "longest-prefix-match"},
+        "recompute": {"preempt": "newest"},
     }
 )
 

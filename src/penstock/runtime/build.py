@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from penstock.core.errors import ConfigError
 from penstock.core.plan import Chunk, DecodeGroup, Plan, RowStart
 from penstock.core.request import SamplingParams
-from penstock.runtime.memory_plan import MemoryPlan, default_kv_bytes, free_ram_bytes, plan_memory
+from penstock.runtime.memory_plan import MemoryPlan, default_kv_bytes, free_ram_bytes, plan_memory, with_host_tier
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from penstock.core.executor import Executor, ModelFacts
     from penstock.models.decoder import Decoder
     from penstock.runtime.executor import NewPool, TorchExecutor
+    from penstock.runtime.movers import Lane
 
 log = logging.getLogger(__name__)
 THREAD_BYTES = 32 * 2**20
@@ -45,6 +46,7 @@ def build_executor(
     dtype: str = "auto",
     device: str = "cpu",
     kv_memory_bytes: int | None = None,
+    host_kv_memory_bytes: int = 0,
     max_rows: int = 64,
     block_tokens: int = 16,
     load_format: str = "auto",
@@ -54,18 +56,20 @@ def build_executor(
     sink_tokens: int = 0,
     window_tokens: int | None = None,
     torch_threads: int | None = None,
+    lane: Lane | None = None,
     on_phase: OnPhase = _ignore,
     on_memory: OnMemory = _ignore,
 ) -> TorchExecutor:
     """Load a model and make it ready to run plans.
 
     Args:
-        kv_memory_bytes: None takes a share of what is free.
+        kv_memory_bytes: None takes a share of what is free. host_kv_memory_bytes: of the host tier; 0: there is none.
         quantize: "int8" or "int4": round the weights while they load.
         native_kernels: use the C++ kernels of the CPU, compiled on first use; quantized weights always do.
         max_model_tokens: a limit below that of the model.
         sink_tokens, window_tokens: keep only so many first and last tokens, without an end (StreamingLLM); None: all.
         torch_threads: threads of one operation on a CPU; None chooses by the size of the model.
+        lane: where moves between the tiers are queued; None: what suits the device.
         on_phase: told what was done and how long it took. on_memory: told the plan before weights and pool take memory.
     Raises: ModelError for the directory; ConfigError for options that do not fit the model or the memory.
     """
@@ -91,7 +95,7 @@ def build_executor(
         weight_bytes=weight_bytes(spec, dtype, quantize),
         max_model_tokens=STREAM_TOKENS if max_model_tokens is None and window_tokens is not None else max_model_tokens,
     )
-    memory = _plan_memory(facts, where, kv_memory_bytes, max_rows)
+    memory = _plan_memory(facts, where, kv_memory_bytes, host_kv_memory_bytes, max_rows)
     on_memory(memory)
     torch.set_num_threads(torch_threads or useful_threads(facts.weight_bytes, torch.get_num_threads()))
     wants_native = where.type == "cpu" and (native_kernels or quantize != "none")
@@ -112,10 +116,11 @@ def build_executor(
     slow = [op for op, kernel in facts.kernels if kernel != "native"]
     if wants_native and slow:
         log.warning("not in C++ here, so slower than could be: %s (%s)", ", ".join(slow), native.state().reason)
-    executor = TorchExecutor(decoder, facts, new_pool=_pools_of(decoder, block_tokens), max_rows=max_rows, device=where)
+    new_pool = _pools_of(decoder, block_tokens)
+    executor = TorchExecutor(decoder, facts, new_pool=new_pool, max_rows=max_rows, device=where, lane=lane)
     try:
         with _phase("allocate KV", on_phase):
-            executor.allocate(memory.n_blocks)
+            executor.allocate(memory.n_blocks, memory.n_host_blocks)
         with _phase("warm up", on_phase):
             warm_up(executor)
     except BaseException:
@@ -182,20 +187,22 @@ def _check_options(max_rows: int, block_tokens: int, max_model_tokens: int | Non
         raise ConfigError(f"max_model_tokens is {max_model_tokens}: give 2 to {model_tokens}, the model's context")
 
 
-def _plan_memory(facts: ModelFacts, device: torch.device, kv_bytes: int | None, max_rows: int) -> MemoryPlan:
+def _plan_memory(
+    facts: ModelFacts, device: torch.device, kv_bytes: int | None, host_kv_bytes: int, max_rows: int
+) -> MemoryPlan:
     import torch
 
-    if device.type == "cpu":
-        free_bytes = free_ram_bytes()
-        if free_bytes is None:  # a system that does not say what is available: what is installed bounds it
-            free_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    else:
-        free_bytes = torch.cuda.mem_get_info(device)[0]
+    host_bytes = free_ram_bytes()
+    if host_bytes is None:  # a system that does not say what is available: what is installed bounds it
+        host_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    is_cpu = device.type == "cpu"
+    free_bytes = host_bytes if is_cpu else torch.cuda.mem_get_info(device)[0]
     free_bytes = max(0, free_bytes - facts.weight_bytes)  # they are loaded next
-    default_bytes = default_kv_bytes(free_bytes, is_cpu=device.type == "cpu")
-    return plan_memory(
+    default_bytes = default_kv_bytes(free_bytes, is_cpu=is_cpu)
+    plan = plan_memory(
         facts, free_bytes=free_bytes, default_kv_bytes=default_bytes, kv_bytes=kv_bytes, max_rows=max_rows
     )
+    return with_host_tier(plan, host_kv_bytes, free_bytes - plan.kv_bytes if is_cpu else host_bytes)
 
 
 def _pools_of(decoder: Decoder, block_tokens: int) -> NewPool:

@@ -20,6 +20,7 @@ from torch import Tensor
 from penstock.core.errors import EngineDied
 from penstock.core.executor import ModelFacts, StepResult, Ticket
 from penstock.core.plan import Plan
+from penstock.runtime.movers import Lane
 from penstock.runtime.readback import Readback
 from penstock.runtime.rows import Known
 from penstock.runtime.step import Model, Stepper
@@ -40,19 +41,30 @@ class _AtOnce(Worker):
 
 
 class TorchExecutor:
-    """Runs plans with a decoder. new_pool: makes the state pool of a layer; zeros, since padding is read and masked."""
+    """Runs plans with a decoder. new_pool: makes the state pool of a layer; zeros, since padding is read and masked.
+
+    lane: where moves between the tiers are queued; None: what suits the device.
+    """
 
     def __init__(
-        self, model: Model, facts: ModelFacts, *, new_pool: NewPool, max_rows: int, device: torch.device
+        self,
+        model: Model,
+        facts: ModelFacts,
+        *,
+        new_pool: NewPool,
+        max_rows: int,
+        device: torch.device,
+        lane: Lane | None = None,
     ) -> None:
         self._facts = facts
         self._max_rows = max_rows
         self._new_pool = new_pool
-        self._step = Stepper(model, facts, max_rows=max_rows, device=device)
+        self._step = Stepper(model, facts, max_rows=max_rows, device=device, lane=lane)
         self._worker: Worker = ThreadPoolExecutor(1, "penstock-step") if device.type == "cpu" else _AtOnce()
         self._submitted: deque[tuple[Ticket, Future[Readback]]] = deque()
         self._died_of: str | None = None
         self.n_blocks: tuple[int, ...] = ()
+        self.n_host_blocks: tuple[int, ...] = ()
 
     @property
     def facts(self) -> ModelFacts:
@@ -62,20 +74,25 @@ class TorchExecutor:
     def max_rows(self) -> int:
         return self._max_rows
 
-    def allocate(self, n_blocks: tuple[int, ...]) -> None:
-        """Make the pools, once. Raises ValueError if there is not one positive number per state group."""
+    def allocate(self, n_blocks: tuple[int, ...], n_host_blocks: tuple[int, ...] = ()) -> None:
+        """Make the pools, once. Raises ValueError if there is not one positive number per state group; ConfigError if
+        host memory cannot be pinned.
+        """
         states = self._facts.states
         if len(n_blocks) != len(states) or min(n_blocks) < 1:
             raise ValueError(f"n_blocks is {n_blocks}: give a positive number for each of {len(states)} state groups")
+        if n_host_blocks and (len(n_host_blocks) != len(states) or min(n_host_blocks) < 0):
+            raise ValueError(f"n_host_blocks is {n_host_blocks}: give a number for each of {len(states)} state groups")
         assert not self.n_blocks, f"the pools exist already, with {self.n_blocks} blocks"
         group_of = {layer: group for group, spec in enumerate(states) for layer in spec.layers}
         self._step.use_pools(
             tuple(
                 self._new_pool(layer, n_blocks[group_of[layer]]) if layer in group_of else torch.empty(0)
                 for layer in range(self._facts.n_layers)
-            )
+            ),
+            n_host_blocks,
         )
-        self.n_blocks = n_blocks
+        self.n_blocks, self.n_host_blocks = n_blocks, n_host_blocks
 
     def submit(self, plan: Plan) -> Ticket:
         """Take a plan without waiting for its result."""
@@ -115,4 +132,4 @@ class TorchExecutor:
         """End the worker and give the pools back. Results that were not collected are lost."""
         self._worker.shutdown(wait=True, cancel_futures=True)
         self._submitted.clear()
-        self._step.use_pools(())
+        self._step.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from penstock.core.errors import ConfigError
@@ -53,10 +53,15 @@ class MemoryPlan:
     n_blocks: tuple[int, ...]
     max_model_tokens: int
     max_rows: int
+    n_host_blocks: tuple[int, ...] = ()
 
     @property
     def kv_bytes(self) -> int:
-        return sum(n * spec.block_bytes for n, spec in zip(self.n_blocks, self.states, strict=True))
+        return _bytes_of(self.states, self.n_blocks)
+
+    @property
+    def host_kv_bytes(self) -> int:
+        return _bytes_of(self.states, self.n_host_blocks) if self.n_host_blocks else 0
 
     @property
     def longest_tokens(self) -> int:
@@ -67,6 +72,10 @@ class MemoryPlan:
     def longest_prompt_tokens(self) -> int:
         """One place is left for an output."""
         return self.longest_tokens - 1
+
+    @property
+    def _host_share(self) -> str:
+        return f"{self.host_kv_bytes / self.kv_bytes:.0%} of the KV pool, for what is swapped or evicted"
 
     @property
     def _pools(self) -> Iterable[tuple[StateSpec, int]]:
@@ -83,6 +92,7 @@ class MemoryPlan:
         return (
             f"weights: {show_bytes(self.weight_bytes)}",
             f"KV pool: {show_bytes(self.kv_bytes)}, " + " and ".join(_describe(spec, n) for spec, n in self._pools),
+            *([f"host tier: {show_bytes(self.host_kv_bytes)}, {self._host_share}"] if self.n_host_blocks else []),
             f"longest prompt: {self.longest_prompt_tokens} tokens (limited by {limit})",
             f"at once: {self.concurrency(shown_tokens)} sequences of {shown_tokens} tokens (at most {self.max_rows})",
         )
@@ -131,6 +141,27 @@ def plan_memory(
         max_model_tokens=facts.max_model_tokens,
         max_rows=max_rows,
     )
+
+
+def with_host_tier(plan: MemoryPlan, host_kv_bytes: int, free_bytes: int) -> MemoryPlan:
+    """The plan with host blocks for every pool, in proportion to the pool; 0 bytes: without any.
+
+    Raises ConfigError if more is asked than is free, or too little for one block.
+    """
+    if not host_kv_bytes:
+        return plan
+    if host_kv_bytes > free_bytes:
+        raise ConfigError(
+            f"{show_bytes(host_kv_bytes)} of --host-kv-memory do not fit: {show_bytes(max(0, free_bytes))} of host "
+            "memory are free beside the rest; ask for less"
+        )
+    n_host_blocks = tuple(n * host_kv_bytes // plan.kv_bytes for n in plan.n_blocks)
+    if min(n_host_blocks) < 1:
+        raise ConfigError(
+            f"{show_bytes(host_kv_bytes)} of --host-kv-memory hold no block of {plan.states[0].block_tokens} tokens; "
+            f"give at least {show_bytes(-(-plan.kv_bytes // min(plan.n_blocks)))}, or 0 for no host tier"
+        )
+    return replace(plan, n_host_blocks=n_host_blocks)
 
 
 def _divide(states: tuple[StateSpec, ...], kv_bytes: int, max_model_tokens: int) -> tuple[int, ...]:

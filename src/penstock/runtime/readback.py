@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from penstock.core.executor import StepResult, TokenLogprobs
 from penstock.ops.sample import Logprobs
+from penstock.runtime.movers import Moved
 from penstock.runtime.transfer import fetch
 
 
@@ -83,11 +84,12 @@ class Samples:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Readback:
-    """A step whose work is queued. prompt_logprobs: by chunk, in slices of positions."""
+    """A step whose work is queued. prompt_logprobs: by chunk, in slices of positions. moved: asked when it is read."""
 
     watch: Stopwatch
     samples: Samples | None = None
     prompt_logprobs: Mapping[int, tuple[LogprobsHost, ...]] = field(default_factory=dict)
+    moved: Callable[[], Moved]
 
     def result(self) -> StepResult:
         """Wait for the device, then read."""
@@ -97,11 +99,13 @@ class Readback:
             for chunk, parts in self.prompt_logprobs.items()
         }
         if self.samples is None:
-            return StepResult(tokens=np.empty(0, np.int32), prompt_logprobs=prompts, device_s=device_s)
+            tokens = np.empty(0, np.int32)
+            return StepResult(tokens=tokens, prompt_logprobs=prompts, device_s=device_s, moved=self.moved())
         records = self.samples.logprobs.records() if self.samples.logprobs is not None else ()
         return StepResult(
             tokens=self.samples.ids.numpy(),
             logprobs=dict(zip(self.samples.logprobs_at, records, strict=True)),
             prompt_logprobs=prompts,
             device_s=device_s,
+            moved=self.moved(),
         )

@@ -20,6 +20,7 @@ from penstock.ops.batch import SegmentBatch
 from penstock.ops.sample import logprobs
 from penstock.runtime.layout import Layout, group_runs, stretches
 from penstock.runtime.logits import LogitsStage
+from penstock.runtime.movers import Lane, Mover
 from penstock.runtime.readback import LogprobsHost, Readback, Samples, Stopwatch
 from penstock.runtime.rows import Known, Rows
 from penstock.runtime.sampling import Draw
@@ -42,7 +43,9 @@ class Model(Protocol):
 class Stepper:
     """Runs plans one after the other; owns the rows and, per row, the residual stream of an unfinished pass."""
 
-    def __init__(self, model: Model, facts: ModelFacts, *, max_rows: int, device: torch.device) -> None:
+    def __init__(
+        self, model: Model, facts: ModelFacts, *, max_rows: int, device: torch.device, lane: Lane | None = None
+    ) -> None:
         self._model = model
         self._facts = facts
         self._device = device
@@ -51,13 +54,22 @@ class Stepper:
             max_rows=max_rows, states=facts.states, max_model_tokens=facts.max_model_tokens, device=device
         )
         self._pools: tuple[Tensor, ...] = ()
+        self._mover = Mover(facts.states, device, lane)
         self._kept: dict[int, tuple[Chunk, Tensor]] = {}
         self._logits = make_logits_stage(facts, max_rows, device)
         self._decoding = _Decoding(self._rows, self._logits)
 
-    def use_pools(self, pools: tuple[Tensor, ...]) -> None:
-        """The state of each layer; the block index is the second dimension of every pool."""
+    def use_pools(self, pools: tuple[Tensor, ...], n_host_blocks: tuple[int, ...] = ()) -> None:
+        """The state of each layer; the block index is the second dimension of every pool. With as many blocks of the
+        host tier per state group.
+        """
         self._pools = pools
+        self._mover.use_pools(pools, n_host_blocks)
+
+    def close(self) -> None:
+        """Give the pools of both tiers back."""
+        self._pools = ()
+        self._mover.close()
 
     def run(self, plan: Plan, known: Sequence[Known]) -> Readback:
         """Carry out one plan. known: the ids of each of `plan.starts`."""
@@ -65,20 +77,23 @@ class Stepper:
         self._apply(plan, known)
         if plan.is_empty:
             watch.stop()
-            return Readback(watch=watch)
+            return Readback(watch=watch, moved=self._mover.reporter())
         whole = self._layout(plan)
         x_TD = self._walk(plan, whole, self._enter(plan))
         self._keep_unfinished(plan, whole, x_TD)
         prompt_logprobs = self._prompt_logprobs(plan, whole, x_TD)
         samples = self._sample(plan, whole, x_TD)
         watch.stop()
-        return Readback(watch=watch, samples=samples, prompt_logprobs=prompt_logprobs)
+        return Readback(watch=watch, samples=samples, prompt_logprobs=prompt_logprobs, moved=self._mover.reporter())
 
     def _apply(self, plan: Plan, known: Sequence[Known]) -> None:
         for row in plan.ends:
             self._kept.pop(row, None)
+        self._mover.move_out(plan)
         self._rows.apply(plan, known)
         self._logits.follow(plan, known)
+        self._mover.move_in(plan)
+        self._mover.hold_steps(plan)
         for copies in independent_copies(plan.copies):
             sources = send(np.array([copy.source for copy in copies]), self._device)
             targets = send(np.array([copy.target for copy in copies]), self._device)

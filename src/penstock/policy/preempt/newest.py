@@ -20,6 +20,11 @@ class Newest:
         return ()
 
     def victim(self, view: View, candidates: Sequence[SequenceView]) -> Preemption:
-        newest = max(candidates, key=lambda seq: (seq.request.priority, seq.arrival_s, seq.id))
-        assert newest.row is not None
-        return Preemption(newest.row, Yield.RECOMPUTE)
+        victim = newest(candidates)
+        assert victim.row is not None
+        return Preemption(victim.row, Yield.RECOMPUTE)
+
+
+def newest(candidates: Sequence[SequenceView]) -> SequenceView:
+    """Of the least urgent ones the one that arrived last."""
+    return max(candidates, key=lambda seq: (seq.request.priority, seq.arrival_s, seq.id))
