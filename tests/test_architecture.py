@@ -10,7 +10,7 @@ import pytest
 
 SHELLS = {
     "bench", "cli", "demo", "demonstrations", "engine_main", "flags", "launch", "listing", "llm", "options", "serve",
-    "terminal",
+    "simulate", "terminal",
 }  # fmt: skip
 ALLOWED: dict[str, set[str]] = {
     "core": set(),
@@ -20,6 +20,8 @@ ALLOWED: dict[str, set[str]] = {
     "text": {"core", "formats"},
     "workload": {"core"},
     "engine": {"core", "policy", "cache", "text"},
+    "cost": {"core"},
+    "sim": {"engine", "policy", "cache", "cost", "core", "workload"},
     "ops": set(),
     "models": {"ops", "formats", "core"},
     "runtime": {"models", "ops", "core"},

@@ -15,7 +15,7 @@ from typing import Any
 import aiohttp
 import msgspec
 
-from penstock.workload.records import Outcome, ReplayError, RequestRecord
+from penstock.workload.records import Outcome, ReplayError, RequestRecord, identity
 from penstock.workload.trace import TraceRequest
 
 BUSY_STATUSES = frozenset({429, 503})
@@ -125,19 +125,6 @@ class Answer:
 
 def _round(time_s: float) -> float:
     return round(time_s, 6)  # microseconds: below the resolution of any socket, and half the bytes in the file
-
-
-def identity(request: TraceRequest) -> dict[str, Any]:
-    """The fields of a record that the trace alone decides."""
-    return {
-        "input_tokens": request.input_tokens,
-        "output_tokens": request.output_tokens,
-        "client": request.client,
-        "session": request.session,
-        "turn": request.turn,
-        "category": request.category,
-        "objective": request.objective,
-    }
 
 
 def _message(error: Any) -> str:

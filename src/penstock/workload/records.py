@@ -11,6 +11,7 @@ import msgspec
 
 from penstock.core.errors import UserError
 from penstock.core.request import NO_OBJECTIVE, Objective
+from penstock.workload.trace import TraceRequest
 
 FORMAT_VERSION = 1
 
@@ -37,7 +38,8 @@ class RequestRecord:
     """One request as the client saw it; all times in seconds since the replay began.
 
     index: place in the trace. scheduled_s: when it was due. token_s: one time per event that carried output (a server
-    may put several tokens in one event). input_tokens, output_tokens: what the trace asked for; prompt_tokens,
+    may put several tokens in one event). has_gaps: token_s has every one of these, not only the first and the last.
+    input_tokens, output_tokens: what the trace asked for; prompt_tokens,
     completion_tokens, cached_tokens: what the server's usage says. queue_ms: the server's own queue time.
     """
 
@@ -49,6 +51,7 @@ class RequestRecord:
     sent_s: float | None = None
     end_s: float | None = None
     token_s: tuple[float, ...] = ()
+    has_gaps: bool = True
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     cached_tokens: int | None = None
@@ -96,6 +99,19 @@ class RequestRecord:
             return False
         taken = ((self.ttft_s, objective.ttft_s), (self.tpot_s, objective.tpot_s), (self.e2e_s, objective.deadline_s))
         return all(limit_s is None or taken_s is None or taken_s <= limit_s for taken_s, limit_s in taken)
+
+
+def identity(request: TraceRequest) -> dict[str, Any]:
+    """The fields of a record that the trace alone decides."""
+    return {
+        "input_tokens": request.input_tokens,
+        "output_tokens": request.output_tokens,
+        "client": request.client,
+        "session": request.session,
+        "turn": request.turn,
+        "category": request.category,
+        "objective": request.objective,
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,10 +17,9 @@ from typing import Any, Protocol
 import msgspec
 
 from penstock.core.request import NO_OBJECTIVE
-from penstock.workload.client import identity
 from penstock.workload.kinds import Pacing
 from penstock.workload.prompts import PromptStream
-from penstock.workload.records import Outcome, ReplayError, RequestRecord
+from penstock.workload.records import Outcome, ReplayError, RequestRecord, identity
 from penstock.workload.trace import Trace, TraceRequest
 
 Numbered = tuple[int, TraceRequest]

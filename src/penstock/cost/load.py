@@ -1,0 +1,37 @@
+"""What a step asks for, in a few numbers: the input of every cost model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class StepLoad:
+    """Sums over the sequences of a step.
+
+    decode_rows, decode_keys: sequences that take one token, and the keys that these read, their own included.
+    chunk_tokens, chunk_keys, chunk_pairs: prompt tokens; keys that their chunks read; pairs of a token and a key that
+    it sees, sum of c * (before + (c + 1) / 2) over chunks of c tokens. samples: tokens that are drawn. layer_frac:
+    share of the layers that the chunks pass, 1 if whole.
+    """
+
+    decode_rows: int = 0
+    decode_keys: int = 0
+    chunk_tokens: int = 0
+    chunk_keys: int = 0
+    chunk_pairs: float = 0.0
+    n_chunks: int = 0
+    samples: int = 0
+    layer_frac: float = 1.0
+
+    @property
+    def tokens(self) -> int:
+        return self.decode_rows + self.chunk_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Seconds that a step takes; the truth is expected within `band_frac` of it."""
+
+    seconds: float
+    band_frac: float

@@ -1,0 +1,1 @@
+"""The simulator: the engine's own scheduler, memory and policies, with predicted step times on a virtual clock."""

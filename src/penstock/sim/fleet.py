@@ -1,0 +1,192 @@
+"""Many instances and one order of events: the trace goes in, and a record per request comes out.
+
+Theory. What happens next is either an arrival or a step of the busy instance whose clock is furthest behind; ties go to
+arrivals, then to the lower instance. A step is atomic, as it is for a real engine: what arrives while it runs is seen
+before the next one. Instances meet at the dispatcher only, which looks at them as they are when a request arrives.
+"""
+
+from __future__ import annotations
+
+import heapq
+from array import array
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from penstock.core.errors import InvalidRequest, Overloaded
+from penstock.core.request import Request, SamplingParams
+from penstock.core.sequence import FinishReason
+from penstock.engine.messages import Update
+from penstock.sim.instance import STALL_S, Instance
+from penstock.workload.kinds import Pacing
+from penstock.workload.prompts import PromptStream
+from penstock.workload.records import Outcome, RequestRecord, identity
+from penstock.workload.trace import Trace, TraceRequest
+
+
+class Dispatcher(Protocol):
+    """Which instance serves a request that has just arrived?"""
+
+    def choose(self, request: TraceRequest, instances: Sequence[Instance]) -> Instance: ...
+
+
+@dataclass(slots=True)
+class RoundRobin:
+    """One after the other."""
+
+    _next: int = 0
+
+    def choose(self, request: TraceRequest, instances: Sequence[Instance]) -> Instance:
+        self._next = (self._next + 1) % len(instances)
+        return instances[self._next - 1]
+
+
+@dataclass(frozen=True, slots=True)
+class LeastLoaded:
+    """The one with the fewest open requests, running or waiting; of equals the first."""
+
+    def choose(self, request: TraceRequest, instances: Sequence[Instance]) -> Instance:
+        return min(instances, key=lambda instance: (instance.n_open, instance.index))
+
+
+DISPATCHERS: dict[str, Callable[[], Dispatcher]] = {"round-robin": RoundRobin, "least-loaded": LeastLoaded}
+
+
+@dataclass(slots=True, kw_only=True)
+class Answers:
+    """How long answers are, by the seed of their request: its place in the trace."""
+
+    tokens: dict[int, int] = field(default_factory=dict)
+
+    def length_of(self, seed: int) -> int:
+        return self.tokens[seed]
+
+
+@dataclass(slots=True, kw_only=True)
+class Fleet:
+    """Serves a trace. are_lengths_hidden: requests say no `max_tokens`, so no policy knows how long an answer gets."""
+
+    instances: Sequence[Instance]
+    dispatcher: Dispatcher
+    prompts: PromptStream
+    answers: Answers
+    pacing: Pacing = Pacing.OPEN
+    are_lengths_hidden: bool = False
+    records: list[RequestRecord] = field(default_factory=list)
+    _open: dict[str, tuple[int, TraceRequest, float]] = field(default_factory=dict)
+    _later_turns: defaultdict[str, deque[tuple[int, TraceRequest]]] = field(default_factory=lambda: defaultdict(deque))
+
+    def run(self, trace: Trace, on_progress: Callable[[int, float], None] = lambda n, s: None) -> None:
+        """Until every request has its record. on_progress: (requests that ended, virtual seconds).
+
+        An exception (a person's interrupt, say) leaves the records of what has ended.
+        """
+        arrivals = self._arrivals(trace)
+        upcoming: list[tuple[float, int, TraceRequest]] = []  # later turns of sessions, a heap
+        following = next(arrivals, None)
+        busy: list[tuple[float, int]] = []
+        while busy or upcoming or following is not None:
+            if upcoming and (following is None or upcoming[0][:2] < following[:2]):
+                arrival, is_later_turn = upcoming[0], True
+            else:
+                arrival, is_later_turn = following, False  # type: ignore[assignment]
+            if arrival is not None and (not busy or arrival[0] <= busy[0][0]):
+                if is_later_turn:
+                    heapq.heappop(upcoming)
+                else:
+                    following = next(arrivals, None)
+                instance = self._dispatch(*arrival)
+                if instance is not None:
+                    heapq.heappush(busy, (instance.clock.now_s(), instance.index))
+                continue
+            _, index = busy[0]
+            instance = self.instances[index]
+            for update in instance.engine.step():
+                if update.finish is not None:
+                    self._end(update, instance, upcoming)
+                    on_progress(len(self.records), instance.clock.now_s())
+            if instance.engine.is_stalled:
+                instance.clock.advance(STALL_S)
+            if instance.engine.has_work:
+                heapq.heapreplace(busy, (instance.clock.now_s(), index))
+            else:
+                heapq.heappop(busy)
+        self.records.sort(key=lambda record: record.index)
+
+    def _arrivals(self, trace: Trace) -> Iterator[tuple[float, int, TraceRequest]]:
+        """Requests that arrive at their own time; of a closed-loop session the first turn only."""
+        rows = enumerate(trace)
+        if self.pacing is Pacing.OPEN:
+            yield from ((row.arrival_s, index, row) for index, row in rows)
+            return
+        known = list(rows)
+        seen: set[str] = set()
+        for index, row in known:
+            if row.session is not None and row.session in seen:
+                self._later_turns[row.session].append((index, row))
+            seen |= {row.session} if row.session is not None else set()
+        later = {index for turns in self._later_turns.values() for index, _ in turns}
+        yield from ((row.arrival_s, index, row) for index, row in known if index not in later)
+
+    def _dispatch(self, at_s: float, index: int, row: TraceRequest) -> Instance | None:
+        """Give a request to an instance; None if that was busy already, or refused it."""
+        instance = self.dispatcher.choose(row, self.instances)
+        was_busy = instance.engine.has_work
+        instance.clock.wait_until(at_s)
+        n_output = max(1, row.output_tokens)
+        prompt = self.prompts.prompt(index, row)
+        ids = self.prompts.ids(index, row) if isinstance(prompt, str) else prompt
+        sampling = SamplingParams(
+            max_tokens=None if self.are_lengths_hidden else n_output,
+            temperature=0.0,
+            ignore_eos=not self.are_lengths_hidden,
+        )
+        request = Request(
+            id=f"{index:09d}",  # of those that arrive at one time, the first in the trace is first
+            prompt=array("i", ids),
+            sampling=sampling,
+            arrival_s=at_s,
+            seed=index,
+            client=row.client,
+            category=row.category,
+            objective=row.objective,
+        )
+        self.answers.tokens[index] = n_output
+        try:
+            instance.engine.add(request)
+        except (Overloaded, InvalidRequest) as refused:
+            outcome = Outcome.REFUSED if isinstance(refused, Overloaded) else Outcome.ERROR
+            record = RequestRecord(index=index, scheduled_s=at_s, outcome=outcome, error=str(refused), **identity(row))
+            self.records.append(replace(record, sent_s=at_s, end_s=at_s))
+            return None
+        self._open[request.id] = index, row, at_s
+        return None if was_busy else instance
+
+    def _end(self, update: Update, instance: Instance, upcoming: list[tuple[float, int, TraceRequest]]) -> None:
+        index, row, sent_s = self._open.pop(update.request_id)
+        del self.answers.tokens[index]
+        stats, end_s = update.stats, instance.clock.now_s()
+        assert stats is not None
+        is_ok = update.finish in (FinishReason.STOP, FinishReason.LENGTH) and stats.ttft_s is not None
+        self.records.append(
+            RequestRecord(
+                index=index,
+                scheduled_s=sent_s,
+                sent_s=sent_s,
+                end_s=end_s,
+                outcome=Outcome.OK if is_ok else Outcome.ERROR,
+                token_s=() if stats.ttft_s is None else (sent_s + stats.ttft_s, end_s),
+                has_gaps=False,
+                prompt_tokens=stats.prompt_tokens,
+                completion_tokens=stats.output_tokens,
+                cached_tokens=stats.cached_tokens,
+                queue_ms=None if stats.queue_s is None else stats.queue_s * 1e3,
+                **identity(row),
+            )
+        )
+        turns = self._later_turns.get(row.session) if row.session is not None else None
+        if turns:
+            later_index, later = turns.popleft()
+            pause_s = later.arrival_s - row.arrival_s if later.pause_s is None else later.pause_s
+            heapq.heappush(upcoming, (end_s + pause_s, later_index, later))

@@ -1,0 +1,100 @@
+"""A simulation from its description: parts joined, run, and given back as the same `Run` that a replay makes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from penstock.core.errors import CorruptModel, ModelNotFound
+from penstock.cost.devices import device_of
+from penstock.cost.model import CostModel, Roofline, Work
+from penstock.cost.shape import ModelShape, shape_of
+from penstock.engine.limits import QueueLimits
+from penstock.policy.presets import Policies
+from penstock.sim.fleet import DISPATCHERS, Answers, Fleet
+from penstock.sim.instance import Hardware, Instance, simulated_engine
+from penstock.workload.kinds import Pacing
+from penstock.workload.prompts import DEFAULT_BLOCK_TOKENS, PromptStream
+from penstock.workload.records import Run, RunHeader
+from penstock.workload.trace import Trace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """What is simulated. policies: makes a fresh set for each instance, for they keep state."""
+
+    hardware: Hardware
+    policies: Callable[[], Policies]
+    label: str = ""
+    n_instances: int = 1
+    dispatch: str = "least-loaded"
+    pacing: Pacing = Pacing.OPEN
+    seed: int = 0
+    are_lengths_hidden: bool = False
+    limits: QueueLimits | None = None
+
+    @property
+    def price_per_hour(self) -> float:
+        return self.n_instances * self.hardware.device.price_per_hour
+
+
+def fleet_of(setup: Setup, trace: Trace) -> Fleet:
+    """Instances, dispatcher and prompts, ready to run."""
+    answers = Answers()
+
+    def instance(index: int) -> Instance:
+        return Instance(
+            index,
+            lambda clock: simulated_engine(
+                setup.hardware, setup.policies(), clock, answers.length_of, limits=setup.limits
+            ),
+        )
+
+    return Fleet(
+        instances=[instance(index) for index in range(setup.n_instances)],
+        dispatcher=DISPATCHERS[setup.dispatch](),
+        prompts=PromptStream(seed=setup.seed, block_tokens=trace.header.block_tokens or DEFAULT_BLOCK_TOKENS),
+        answers=answers,
+        pacing=setup.pacing,
+        are_lengths_hidden=setup.are_lengths_hidden,
+    )
+
+
+def run_of(setup: Setup, trace: Trace, fleet: Fleet) -> Run:
+    """What a fleet has recorded by now, as a replay would have."""
+    header = RunHeader(
+        trace=trace.header.name,
+        url=f"simulated: {setup.n_instances} x {setup.hardware.device.name}, {setup.dispatch}",
+        model=setup.hardware.shape.name,
+        label=setup.label,
+        pacing=setup.pacing.value,
+        seed=setup.seed,
+        trace_seed=trace.header.seed,
+        trace_parameters=trace.header.parameters,
+        trace_steps=trace.header.steps,
+    )
+    return Run(header=header, records=tuple(sorted(fleet.records, key=lambda record: record.index)))
+
+
+def hardware_of(shape: ModelShape, device_name: str, *, max_rows: int = 256, kv_bytes: int | None = None) -> Hardware:
+    """A model on a device by analytical estimate."""
+    device = device_of(device_name)
+    cost: CostModel = Roofline(work=Work.of(shape, device))
+    return Hardware(shape=shape, device=device, cost=cost, max_rows=max_rows, kv_bytes=kv_bytes)
+
+
+def read_shape(folder: Path) -> ModelShape:
+    """Of a Hugging Face directory. Raises ModelNotFound or CorruptModel."""
+    path = folder / "config.json"
+    try:
+        config: Any = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ModelNotFound(f"cannot read {path}: {error.strerror}; give a directory with config.json") from None
+    except ValueError as error:
+        raise CorruptModel(f"{path} is not JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise CorruptModel(f"{path} holds no object")
+    return shape_of(folder.resolve().name, config)

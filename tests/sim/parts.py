@@ -1,0 +1,56 @@
+"""Small parts for tests of the simulator: a tiny model, a cost of plain numbers, traces."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from penstock.cost.devices import Device
+from penstock.cost.load import Estimate, StepLoad
+from penstock.cost.model import CostModel
+from penstock.cost.shape import ModelShape
+from penstock.sim.instance import Hardware
+from penstock.workload.trace import Trace, TraceHeader, TraceRequest
+
+SHAPE = ModelShape(
+    name="tiny", n_layers=4, hidden_size=8, q_heads=2, kv_heads=1, head_dim=4, vocab_size=300, max_tokens=512,
+    item_bytes=2, is_tied=True, dense_weights=10_000, expert_weights=0, active_weights=8_000, n_experts=0, top_k=0,
+)  # fmt: skip
+DEVICE = Device(name="toy", flop_per_s=1e12, bytes_per_s=1e12, memory_bytes=2**20, price_per_hour=1.0)
+
+
+@dataclass(frozen=True)
+class Linear:
+    """So many seconds a step, a prompt token, and a decoding row."""
+
+    step_s: float = 1e-3
+    token_s: float = 1e-5
+    row_s: float = 1e-5
+    host: float = 0.0
+
+    def step(self, load: StepLoad) -> Estimate:
+        return Estimate(self.step_s + self.token_s * load.chunk_tokens + self.row_s * load.decode_rows, 0.0)
+
+    def host_s(self, load: StepLoad) -> float:
+        return self.host
+
+
+def hardware(cost: CostModel | None = None, n_blocks: int = 400, max_rows: int = 8, block_tokens: int = 4) -> Hardware:
+    kv_bytes = n_blocks * block_tokens * SHAPE.kv_token_bytes
+    return Hardware(
+        shape=SHAPE, device=DEVICE, cost=cost or Linear(), max_rows=max_rows, block_tokens=block_tokens,
+        kv_bytes=kv_bytes,
+    )  # fmt: skip
+
+
+def poisson_trace(n: int, rate_per_s: float, *, inputs=(4, 40), outputs=(1, 30), seed=0, sessions=0) -> Trace:
+    rng, at_s, rows = random.Random(seed), 0.0, []
+    for _ in range(n):
+        at_s += rng.expovariate(rate_per_s)
+        session = f"s{rng.randrange(sessions)}" if sessions else None
+        rows.append(
+            TraceRequest(
+                arrival_s=at_s, input_tokens=rng.randint(*inputs), output_tokens=rng.randint(*outputs), session=session
+            )
+        )
+    return Trace.of(TraceHeader(name="poisson"), rows)
