@@ -122,6 +122,7 @@ def serve(
     model: Model = "penstock-tiny",
     host: Annotated[str, typer.Option(help="Where to listen.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Where to listen; 0 takes a free one.")] = 8000,
+    executor: Annotated[str, typer.Option(help="torch, or simulated: predicted step times of --device.")] = "torch",
     dtype: Dtype = "auto",
     device: Device = "auto",
     kv_memory: KvMemory = None,
@@ -169,6 +170,7 @@ def serve(
     slots = {"order": order, "admit": admit, "batch": batch, "preempt": preempt, "retain": retain, "predict": predict}
     flags = {
         "model": model,
+        "executor": executor,
         "dtype": dtype,
         "device": device,
         "load_format": load_format,

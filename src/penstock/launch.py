@@ -15,6 +15,7 @@ import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 
 import msgspec
 
@@ -26,12 +27,16 @@ from penstock.engine.loop import Engine, build_engine
 from penstock.engine.messages import Died, Hello, Phase, Shutdown
 from penstock.engine.serving import serve_engine
 from penstock.options import EngineOptions
+from penstock.runtime.memory_plan import MemoryPlan, parse_bytes
 from penstock.text.tokenizer import Tokenizer
 
 log = logging.getLogger("penstock.launch")
 # oneDNN compiles a kernel for every shape it meets and keeps 1024 of them: some hundred MiB when every prompt has
 # another length. 64 hold a step's shapes with room to spare; the figures are in docs/benchmarks.md. The user's own win.
 KERNEL_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "LRU_CACHE_CAPACITY": "64"}
+SIMULATED_DEVICE = "h200"  # where `device` says auto
+MEAN_ANSWER_TOKENS = 200
+STUB_TEXT = "word word"  # what simulated answers say, again and again
 OnPhase = Callable[[str, float | None], None]
 
 
@@ -41,8 +46,49 @@ def no_phases(name: str, seconds: float | None) -> None:
 
 def make_engine(options: EngineOptions, on_phase: OnPhase = no_phases) -> Engine:
     """Load the model and join the parts of one engine in this process. Raises ModelError or ConfigError."""
+    return _simulated(options, on_phase) if options.executor == "simulated" else _real(options, on_phase)
+
+
+def _limits(options: EngineOptions) -> QueueLimits:
+    return QueueLimits(max_queued_requests=options.max_queued_requests, max_queued_tokens=options.max_queued_tokens)
+
+
+def _simulated(options: EngineOptions, on_phase: OnPhase) -> Engine:
+    """An engine whose steps take predicted time, for real clients: a staging server without the device."""
+    from penstock.sim.executor import SleepingClock
+    from penstock.sim.instance import simulated_engine
+    from penstock.sim.run import hardware_of
+    from penstock.simulate import shape_by_name
+    from penstock.text.tokenizer import Tokenizer
+
+    hardware = hardware_of(
+        shape_by_name(options.model),
+        SIMULATED_DEVICE if options.device == "auto" else options.device,
+        max_rows=options.max_running,
+        block_tokens=options.block_tokens,
+        kv_bytes=None if options.kv_memory is None else parse_bytes(options.kv_memory),
+    )
+    on_phase(f"simulated: {hardware.shape.name} on {hardware.device.name}, nothing is computed", None)
+    return simulated_engine(
+        hardware,
+        options.build_policies(),
+        SleepingClock(),
+        answer_tokens,
+        limits=_limits(options),
+        look_ahead=options.look_ahead,
+        share_prefixes=options.prefix_caching,
+        has_own_host_time=True,
+        some_token=Tokenizer.from_path(options.model_path).encode(STUB_TEXT, add_special_tokens=False)[-1],
+    )
+
+
+def answer_tokens(seed: int) -> int:
+    """Length of a stub's answer where the request asks for none: exponential, the same for the same seed."""
+    return 1 + int(Random(seed).expovariate(1 / MEAN_ANSWER_TOKENS))
+
+
+def _real(options: EngineOptions, on_phase: OnPhase) -> Engine:
     from penstock.runtime.build import build_executor
-    from penstock.runtime.memory_plan import MemoryPlan, parse_bytes
 
     def tell_memory(plan: MemoryPlan) -> None:
         for line in plan.describe():
@@ -67,13 +113,12 @@ def make_engine(options: EngineOptions, on_phase: OnPhase = no_phases) -> Engine
         on_phase=on_phase,
         on_memory=tell_memory,
     )
-    limits = QueueLimits(max_queued_requests=options.max_queued_requests, max_queued_tokens=options.max_queued_tokens)
     return build_engine(
         executor,
         executor.n_blocks,
         policies,
         n_host_blocks=executor.n_host_blocks,
-        limits=limits,
+        limits=_limits(options),
         look_ahead=options.look_ahead,
         share_prefixes=options.prefix_caching,
     )

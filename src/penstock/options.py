@@ -9,18 +9,22 @@ from typing import Any
 
 import msgspec
 
+from penstock.bench.shapes import SHAPES
 from penstock.core.errors import ConfigError, ModelNotFound, UnknownName
 from penstock.policy.presets import Policies, build_policies
 
 BUNDLED = {"penstock-tiny": Path(__file__).parent / "bundled" / "penstock-tiny"}
 DEFAULT_MODEL = "penstock-tiny"
 GGUF_SUFFIX = ".gguf"
+EXECUTORS = ("torch", "simulated")
 
 
 class EngineOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, frozen=True):
     """Options of one engine. Field names are the command line's, with underscores.
 
-    model: a Hugging Face directory, a GGUF file, or the name of a bundled model. dtype: auto (the checkpoint's),
+    model: a Hugging Face directory, a GGUF file, or the name of a bundled model. executor: torch, or simulated: steps
+    take the time that is predicted for `device` (h200, ...), and answers are a stub; `model` may then be the name of a
+    shape (llama-8b, ...), whose texts are those of the bundled model. dtype: auto (the checkpoint's),
     float32, bfloat16 or float16. quantize: none, int8 or int4 (weights, rounded while they load; CPU).
     native_kernels: C++ kernels for the CPU, compiled on first use (some ten seconds, once).
     kv_memory: size of the KV pool ("4GiB"; none: a share of what is free). host_kv_memory: size of the host tier, where
@@ -31,6 +35,7 @@ class EngineOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, fr
     """
 
     model: str = DEFAULT_MODEL
+    executor: str = "torch"
     dtype: str = "auto"
     device: str = "auto"
     load_format: str = "auto"
@@ -58,6 +63,8 @@ class EngineOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, fr
                 raise ConfigError(f"{name} is {getattr(self, name)}: give 1 or more")
         if self.threads is not None and self.threads < 1:
             raise ConfigError(f"threads is {self.threads}: give 1 or more")
+        if self.executor not in EXECUTORS:
+            raise UnknownName("executor", self.executor, EXECUTORS)
         if not 0 <= self.look_ahead <= 4:
             raise ConfigError(f"look_ahead is {self.look_ahead}: give 0 to 4 steps")
 
@@ -65,10 +72,15 @@ class EngineOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, fr
         return build_policies(self.policy, self.slots, self.policy_options)
 
     @property
+    def is_shape(self) -> bool:
+        """The model is known by its shape only: nothing of it lies on a disk."""
+        return self.executor == "simulated" and self.model in SHAPES
+
+    @property
     def model_path(self) -> Path:
         """The model's directory, or its GGUF file. Raises ModelNotFound."""
-        if self.model in BUNDLED:
-            return BUNDLED[self.model]
+        if self.model in BUNDLED or self.is_shape:
+            return BUNDLED[DEFAULT_MODEL if self.is_shape else self.model]
         path = Path(self.model).expanduser()
         if path.is_dir() or (path.is_file() and path.suffix.lower() == GGUF_SUFFIX):
             return path
@@ -80,7 +92,7 @@ class EngineOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, fr
     @property
     def model_name(self) -> str:
         """What clients call the model."""
-        if self.model in BUNDLED:
+        if self.model in BUNDLED or self.is_shape:
             return self.model
         path = self.model_path.resolve()
         return path.stem if path.is_file() else path.name

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from penstock.workload.commands import DEMO, MADE, HtmlPath, ObjectiveText, load_trace, one_line_errors, parse_objective
+from penstock.core.request import NO_OBJECTIVE, Objective
+from penstock.cost.load import StepLoad
+from penstock.workload.commands import DEMO, MADE, HtmlPath, load_trace, one_line_errors, parse_objective
 from penstock.workload.kinds import Pacing
 
 if TYPE_CHECKING:
@@ -26,7 +30,10 @@ def simulate_command(
         str, typer.Option("--trace", "-t", help=f"A trace file, or a kind of traffic: {', '.join(MADE)}.")
     ] = DEMO,
     model: Annotated[str, typer.Option(help="A Hugging Face directory, or a shape by name.")] = "llama-8b",
-    device: Annotated[str, typer.Option(help="a100, h100, h200, b200, l4 or rtx4090.")] = "h200",
+    device: Annotated[
+        list[str] | None,
+        typer.Option(help="a100, h100, h200, b200, l4 or rtx4090; with --search, repeat it. [default: h200]"),
+    ] = None,
     instances: Annotated[int, typer.Option(min=1, help="Engines behind the dispatcher.")] = 1,
     dispatch: Annotated[str, typer.Option(help="least-loaded or round-robin.")] = "least-loaded",
     policy: Annotated[
@@ -34,7 +41,16 @@ def simulate_command(
     ] = None,
     max_running: Annotated[int, typer.Option(min=1, help="Most sequences at a time, of an instance.")] = 256,
     kv_memory: Annotated[str | None, typer.Option(help="Size of the KV pool, as 40GiB. [default: a share]")] = None,
-    objective: ObjectiveText = "",
+    objective: Annotated[
+        str, typer.Option("--slo", "--objective", help="Limits in seconds, as ttft=1,tpot=0.05,deadline=20.")
+    ] = "",
+    search: Annotated[
+        bool, typer.Option("--search", help="Find the highest rate that holds --slo, and the cheapest fleet.")
+    ] = False,
+    attainment: Annotated[
+        float, typer.Option(min=0.01, max=1.0, help="--search: share of requests that must keep their limits.")
+    ] = 0.9,
+    most_instances: Annotated[int, typer.Option(min=1, help="--search: the largest fleet to try.")] = 64,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write records and summary to this file.")] = None,
     html: HtmlPath = None,
     limit: Annotated[int | None, typer.Option(help="Only so many requests.")] = None,
@@ -57,64 +73,143 @@ def simulate_command(
     """
     from rich.console import Console
 
-    from penstock.core.errors import UnknownName
+    from penstock.core.errors import ConfigError
     from penstock.policy.presets import build_policies
     from penstock.runtime.memory_plan import parse_bytes
-    from penstock.sim.fleet import DISPATCHERS
     from penstock.sim.run import Setup, hardware_of
-    from penstock.workload.compare import compare
-    from penstock.workload.html import write_html
-    from penstock.workload.measure import summarise
-    from penstock.workload.report import render, render_comparison, write_run
     from penstock.workload.transform import scale_rate, take
 
     console = Console()
     with one_line_errors():
-        if dispatch not in DISPATCHERS:
-            raise UnknownName("dispatcher", dispatch, DISPATCHERS)
         limits = parse_objective(objective)
         rows = load_trace(trace, seed, rate_per_s=rate_per_s, duration_s=duration_s, scale=scale)
         rows = scale_rate(rows, speed, scales_pauses=True) if speed != 1 else rows
         rows = take(rows, limit) if limit is not None else rows
-        hardware = hardware_of(
-            _shape(model), device, max_rows=max_running, kv_bytes=None if kv_memory is None else parse_bytes(kv_memory)
-        )
-        runs: list[Run] = []
-        shown = []
-        for name in policy or ["default"]:
-            build_policies(name)  # a wrong name is told before anything runs
-        for name in policy or ["default"]:
-            setup = Setup(
-                hardware=hardware,
-                policies=lambda name=name: build_policies(name),  # type: ignore[misc]
-                label=name,
-                n_instances=instances,
-                dispatch=dispatch,
-                pacing=pacing,
-                seed=seed,
-                are_lengths_hidden=hidden_lengths,
-            )
-            run, is_whole = _simulate(setup, rows, console if show_progress else Console(quiet=True))
-            runs.append(run)
-            shown.append(render(run, summarise(run, limits)))
-            console.print(shown[-1])
+        devices = device or ["h200"]
+        if len(devices) > 1 and not search:
+            raise ConfigError("more than one --device: only --search compares devices; give one")
+        if search and limits == NO_OBJECTIVE:
+            raise ConfigError("--search needs limits to hold: give --slo, as --slo ttft=1,tpot=0.05")
+        kv_bytes = None if kv_memory is None else parse_bytes(kv_memory)
+        shape = shape_by_name(model)
+        setups = []
+        for preset in policy or ["default"]:
+            build_policies(preset)  # a wrong name is told before anything runs
+            setups += [
+                Setup(
+                    hardware=hardware_of(shape, name, max_rows=max_running, kv_bytes=kv_bytes),
+                    policies=partial(build_policies, preset),
+                    label=preset,
+                    n_instances=instances,
+                    dispatch=dispatch,
+                    pacing=pacing,
+                    seed=seed,
+                    are_lengths_hidden=hidden_lengths,
+                )
+                for name in devices
+            ]
+        progress_console = console if show_progress else Console(quiet=True)
+        if search:
+            _search(setups, rows, limits, attainment, most_instances, console, progress_console)
+        else:
+            _compare(setups, rows, limits, out, html, console, progress_console)
+
+
+def _compare(
+    setups: list[Setup],
+    rows: Trace,
+    limits: Objective,
+    out: Path | None,
+    html: Path | None,
+    console: Console,
+    progress_console: Console,
+) -> None:
+    """A report of each setup, and of each beside the first."""
+    from penstock.workload.compare import compare
+    from penstock.workload.html import write_html
+    from penstock.workload.measure import summarise
+    from penstock.workload.report import render, render_comparison, write_run
+
+    runs: list[Run] = []
+    shown = []
+    for setup in setups:
+        run, is_whole = _simulate(setup, rows, progress_console)
+        runs.append(run)
+        shown.append(render(run, summarise(run, limits)))
+        console.print(shown[-1])
+        if not is_whole:
+            console.print("! interrupted: the figures are of what had ended", style="yellow")
+            break
+    band_frac = setups[0].hardware.cost.step(StepLoad()).band_frac
+    console.print(f"step times are estimates from data sheets, good to about {band_frac:.0%}", style="dim")
+    for other in runs[1:]:
+        shown.append(render_comparison(compare(runs[0], other, limits)))
+        console.print(shown[-1])
+    if out is not None:
+        for run in runs:
+            path = out if len(runs) == 1 else out.with_stem(f"{out.stem}-{run.name}")
+            write_run(path, run, summarise(run, limits))
+            console.print(f"written: {path}", highlight=False)
+    if html is not None:
+        write_html(html, runs, shown, limits)
+        console.print(f"written: {html}", highlight=False)
+
+
+def _search(
+    setups: list[Setup],
+    rows: Trace,
+    limits: Objective,
+    attainment_frac: float,
+    most_instances: int,
+    console: Console,
+    progress_console: Console,
+) -> None:
+    """What each setup holds, how many instances the trace needs, and which fleet is the cheapest."""
+    from rich.table import Table
+
+    from penstock.sim.search import fewest_instances, highest_speed
+    from penstock.workload.measure import summarise
+    from penstock.workload.transform import scale_rate
+
+    rate_per_s = _rate_per_s(rows)
+    table = Table(title=f"At least {attainment_frac:.0%} of requests within their limits", title_justify="left")
+    for column in ("policy", "device", "instances", "highest rate, requests/s", "for this trace", "US$ per hour"):
+        table.add_column(column, justify="left" if column in ("policy", "device") else "right")
+    cheapest: tuple[float, str] | None = None
+    for setup in setups:
+
+        def attained(speed: float, n: int, setup: Setup = setup) -> float:
+            load = scale_rate(rows, speed) if speed != 1 else rows
+            run, is_whole = _simulate(replace(setup, n_instances=n), load, progress_console)
             if not is_whole:
-                console.print("! interrupted: the figures are of what had ended", style="yellow")
-                break
-        for other in runs[1:]:
-            shown.append(render_comparison(compare(runs[0], other, limits)))
-            console.print(shown[-1])
-        if out is not None:
-            for run in runs:
-                path = out if len(runs) == 1 else out.with_stem(f"{out.stem}-{run.name}")
-                write_run(path, run, summarise(run, limits))
-                console.print(f"written: {path}", highlight=False)
-        if html is not None:
-            write_html(html, runs, shown, limits)
-            console.print(f"written: {html}", highlight=False)
+                raise KeyboardInterrupt
+            return summarise(run, limits).attainment_frac
+
+        bracket = highest_speed(lambda speed, n=setup.n_instances: attained(speed, n), attainment_frac)  # type: ignore[misc]
+        n_needed = fewest_instances(lambda n: attained(1.0, int(n)), attainment_frac, most_instances)
+        name = setup.hardware.device.name
+        price = None if n_needed is None else replace(setup, n_instances=n_needed).price_per_hour
+        if price is not None and (cheapest is None or price < cheapest[0]):
+            cheapest = price, f"{n_needed} x {name} with {setup.label}, US$ {price:.2f} per hour"
+        table.add_row(
+            setup.label,
+            name,
+            str(setup.n_instances),
+            "none" if bracket.held is None else f"{bracket.held * rate_per_s:.2f}",
+            f"more than {most_instances}" if n_needed is None else str(n_needed),
+            "-" if price is None else f"{price:.2f}",
+        )
+    console.print(table)
+    console.print(f"this trace: {rate_per_s:.2f} requests/s; cheapest: {cheapest[1] if cheapest else 'none holds it'}")
 
 
-def _shape(model: str) -> ModelShape:
+def _rate_per_s(rows: Trace) -> float:
+    arrivals_s = [row.arrival_s for row in rows]
+    return (len(arrivals_s) - 1) / (arrivals_s[-1] - arrivals_s[0]) if arrivals_s[-1] > arrivals_s[0] else 0.0
+
+
+def shape_by_name(model: str) -> ModelShape:
+    """Of a shape that is known by name, a bundled model, or a Hugging Face directory. Raises ModelError."""
     from penstock.bench.shapes import SHAPES
     from penstock.cost.shape import shape_of
     from penstock.options import BUNDLED

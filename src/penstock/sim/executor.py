@@ -62,6 +62,7 @@ class _Row:
 class SimExecutor:
     """Predicts instead of computing. length_of: the answer's length by the seed of its request; the policies never see
     it, for they see plans and tokens only. has_own_host_time: the host's work takes real time here, and none is added.
+    some_token: what answers consist of.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class SimExecutor:
         *,
         max_rows: int,
         has_own_host_time: bool = False,
+        some_token: int = SOME_TOKEN,
     ) -> None:
         assert STOP_TOKEN in facts.stop_token_ids, "the stub ends answers with its stop token"
         self._facts = facts
@@ -82,7 +84,8 @@ class SimExecutor:
         self._max_rows = max_rows
         self._has_own_host_time = has_own_host_time
         self._rows: dict[int, _Row] = {}
-        self._decoding = _Decoding(self._rows)
+        self._some_token = some_token
+        self._decoding = _Decoding(self._rows, some_token)
         self._busy_until_s = 0.0
         self._submitted: deque[tuple[int, float, float, npt.NDArray[np.int32]]] = deque()
         self.device_s = 0.0
@@ -157,14 +160,15 @@ class SimExecutor:
         return load, np.concatenate((tokens, np.array(drawn, np.int32))) if drawn else tokens
 
     def _draw(self, chunk: Chunk) -> int:
-        return STOP_TOKEN if self._rows[chunk.row].keys + 1 >= self._rows[chunk.row].end else SOME_TOKEN
+        return STOP_TOKEN if self._rows[chunk.row].keys + 1 >= self._rows[chunk.row].end else self._some_token
 
 
 class _Decoding:
     """The decode group as numbers: a step of unchanged members costs nothing per member."""
 
-    def __init__(self, rows: dict[int, _Row]) -> None:
+    def __init__(self, rows: dict[int, _Row], some_token: int) -> None:
         self._rows = rows
+        self._some_token = some_token
         self._group: DecodeGroup | None = None
         self._steps = 0  # that the present members took and their rows were not told of
         self._keys = 0
@@ -200,4 +204,4 @@ class _Decoding:
         self._keys = sum(member.keys for member in members)
         self._ends = [(member.end - member.keys - 1, at) for at, member in enumerate(members)]
         heapq.heapify(self._ends)
-        self._ordinary = np.full(len(members), SOME_TOKEN, np.int32)
+        self._ordinary = np.full(len(members), self._some_token, np.int32)

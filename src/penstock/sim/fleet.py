@@ -176,7 +176,7 @@ class Fleet:
                 sent_s=sent_s,
                 end_s=end_s,
                 outcome=Outcome.OK if is_ok else Outcome.ERROR,
-                token_s=() if stats.ttft_s is None else (sent_s + stats.ttft_s, end_s),
+                token_s=() if stats.ttft_s is None else (min(sent_s + stats.ttft_s, end_s), end_s),
                 has_gaps=False,
                 prompt_tokens=stats.prompt_tokens,
                 completion_tokens=stats.output_tokens,

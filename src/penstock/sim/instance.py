@@ -13,7 +13,7 @@ from penstock.cost.shape import ModelShape
 from penstock.engine.limits import QueueLimits
 from penstock.engine.loop import Engine, build_engine
 from penstock.policy.presets import Policies
-from penstock.sim.executor import STOP_TOKEN, JumpingClock, LengthOf, SimExecutor, WaitableClock
+from penstock.sim.executor import SOME_TOKEN, STOP_TOKEN, JumpingClock, LengthOf, SimExecutor, WaitableClock
 
 KV_FRAC = 0.85  # of the memory beside the weights, as the real engine takes it
 STALL_S = 0.01  # a policy that waits is asked again after this
@@ -73,6 +73,7 @@ def simulated_engine(
     look_ahead: int = 1,
     share_prefixes: bool = True,
     has_own_host_time: bool = False,
+    some_token: int = SOME_TOKEN,
 ) -> Engine:
     """The real engine around a `SimExecutor`."""
     executor = SimExecutor(
@@ -82,6 +83,7 @@ def simulated_engine(
         length_of,
         max_rows=hardware.max_rows,
         has_own_host_time=has_own_host_time,
+        some_token=some_token,
     )
     return build_engine(
         executor,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from penstock.core.errors import CorruptModel, ModelNotFound
+from penstock.core.errors import CorruptModel, ModelNotFound, UnknownName
 from penstock.cost.devices import device_of
 from penstock.cost.model import CostModel, Roofline, Work
 from penstock.cost.shape import ModelShape, shape_of
@@ -35,6 +35,10 @@ class Setup:
     seed: int = 0
     are_lengths_hidden: bool = False
     limits: QueueLimits | None = None
+
+    def __post_init__(self) -> None:
+        if self.dispatch not in DISPATCHERS:
+            raise UnknownName("dispatcher", self.dispatch, DISPATCHERS)
 
     @property
     def price_per_hour(self) -> float:
@@ -79,11 +83,15 @@ def run_of(setup: Setup, trace: Trace, fleet: Fleet) -> Run:
     return Run(header=header, records=tuple(sorted(fleet.records, key=lambda record: record.index)))
 
 
-def hardware_of(shape: ModelShape, device_name: str, *, max_rows: int = 256, kv_bytes: int | None = None) -> Hardware:
+def hardware_of(
+    shape: ModelShape, device_name: str, *, max_rows: int = 256, block_tokens: int = 16, kv_bytes: int | None = None
+) -> Hardware:
     """A model on a device by analytical estimate."""
     device = device_of(device_name)
     cost: CostModel = Roofline(work=Work.of(shape, device))
-    return Hardware(shape=shape, device=device, cost=cost, max_rows=max_rows, kv_bytes=kv_bytes)
+    return Hardware(
+        shape=shape, device=device, cost=cost, max_rows=max_rows, block_tokens=block_tokens, kv_bytes=kv_bytes
+    )
 
 
 def read_shape(folder: Path) -> ModelShape:
