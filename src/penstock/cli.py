@@ -288,12 +288,14 @@ def demonstrate(
 
 def _mount() -> None:
     from penstock.bench.commands import bench_app
+    from penstock.profile import profile_command
     from penstock.simulate import simulate_command
     from penstock.workload.commands import replay_command, report_command
     from penstock.workload.trace_commands import trace_app
 
     app.command("replay")(replay_command)
     app.command("simulate")(simulate_command)
+    app.command("profile")(profile_command)
     app.command("report")(report_command)
     app.add_typer(trace_app, name="trace")
     app.add_typer(bench_app, name="bench")

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from penstock.core.request import NO_OBJECTIVE, Objective
-from penstock.cost.load import StepLoad
 from penstock.workload.commands import DEMO, MADE, HtmlPath, load_trace, one_line_errors, parse_objective
 from penstock.workload.kinds import Pacing
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from penstock.cost.model import CostModel
     from penstock.cost.shape import ModelShape
     from penstock.sim.run import Setup
     from penstock.workload.records import Run
@@ -33,6 +33,9 @@ def simulate_command(
     device: Annotated[
         list[str] | None,
         typer.Option(help="a100, h100, h200, b200, l4 or rtx4090; with --search, repeat it. [default: h200]"),
+    ] = None,
+    profile: Annotated[
+        Path | None, typer.Option(help="A cost model that `penstock profile` measured, instead of data sheets.")
     ] = None,
     instances: Annotated[int, typer.Option(min=1, help="Engines behind the dispatcher.")] = 1,
     dispatch: Annotated[str, typer.Option(help="least-loaded or round-robin.")] = "least-loaded",
@@ -92,12 +95,13 @@ def simulate_command(
             raise ConfigError("--search needs limits to hold: give --slo, as --slo ttft=1,tpot=0.05")
         kv_bytes = None if kv_memory is None else parse_bytes(kv_memory)
         shape = shape_by_name(model)
+        measured = None if profile is None else measured_cost(profile, shape)
         setups = []
         for preset in policy or ["default"]:
             build_policies(preset)  # a wrong name is told before anything runs
             setups += [
                 Setup(
-                    hardware=hardware_of(shape, name, max_rows=max_running, kv_bytes=kv_bytes),
+                    hardware=hardware_of(shape, name, max_rows=max_running, kv_bytes=kv_bytes, cost=measured),
                     policies=partial(build_policies, preset),
                     label=preset,
                     n_instances=instances,
@@ -140,8 +144,7 @@ def _compare(
         if not is_whole:
             console.print("! interrupted: the figures are of what had ended", style="yellow")
             break
-    band_frac = setups[0].hardware.cost.step(StepLoad()).band_frac
-    console.print(f"step times are estimates from data sheets, good to about {band_frac:.0%}", style="dim")
+    console.print(setups[0].hardware.cost.describe(), style="dim", highlight=False)
     for other in runs[1:]:
         shown.append(render_comparison(compare(runs[0], other, limits)))
         console.print(shown[-1])
@@ -206,6 +209,17 @@ def _search(
 def _rate_per_s(rows: Trace) -> float:
     arrivals_s = [row.arrival_s for row in rows]
     return (len(arrivals_s) - 1) / (arrivals_s[-1] - arrivals_s[0]) if arrivals_s[-1] > arrivals_s[0] else 0.0
+
+
+def measured_cost(path: Path, shape: ModelShape) -> CostModel:
+    """Raises ConfigError if the profile is of another model."""
+    from penstock.core.errors import ConfigError
+    from penstock.cost.profile import Fitted, read_profile
+
+    profile = read_profile(path)
+    if profile.model != shape.name:
+        raise ConfigError(f"{path} was measured on {profile.model}, not on {shape.name}; give --model {profile.model}")
+    return Fitted(profile)
 
 
 def shape_by_name(model: str) -> ModelShape:

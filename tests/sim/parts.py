@@ -34,6 +34,9 @@ class Linear:
     def host_s(self, load: StepLoad) -> float:
         return self.host
 
+    def describe(self) -> str:
+        return "made up"
+
 
 def hardware(cost: CostModel | None = None, n_blocks: int = 400, max_rows: int = 8, block_tokens: int = 4) -> Hardware:
     kv_bytes = n_blocks * block_tokens * SHAPE.kv_token_bytes

@@ -25,6 +25,10 @@ class CostModel(Protocol):
         """Time that the host works on a step before the device can start it."""
         ...
 
+    def describe(self) -> str:
+        """Where the figures come from, and how far to trust them, in a sentence."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Parts:
@@ -92,3 +96,6 @@ class Roofline:
 
     def host_s(self, load: StepLoad) -> float:
         return self.host_step_s
+
+    def describe(self) -> str:
+        return f"step times are estimates from data sheets, good to about {self.band_frac:.0%}"

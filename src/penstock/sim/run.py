@@ -84,11 +84,18 @@ def run_of(setup: Setup, trace: Trace, fleet: Fleet) -> Run:
 
 
 def hardware_of(
-    shape: ModelShape, device_name: str, *, max_rows: int = 256, block_tokens: int = 16, kv_bytes: int | None = None
+    shape: ModelShape,
+    device_name: str,
+    *,
+    max_rows: int = 256,
+    block_tokens: int = 16,
+    kv_bytes: int | None = None,
+    cost: CostModel | None = None,
 ) -> Hardware:
-    """A model on a device by analytical estimate."""
+    """A model on a device; cost None: by analytical estimate."""
     device = device_of(device_name)
-    cost: CostModel = Roofline(work=Work.of(shape, device))
+    if cost is None:
+        cost = Roofline(work=Work.of(shape, device))
     return Hardware(
         shape=shape, device=device, cost=cost, max_rows=max_rows, block_tokens=block_tokens, kv_bytes=kv_bytes
     )
