@@ -8,6 +8,7 @@ import urllib.request
 import pytest
 
 from penstock.core.errors import UnknownName
+from penstock.launch import answer_tokens
 from penstock.options import EngineOptions
 from tests.integration.conftest import ServerProcess
 
@@ -20,10 +21,8 @@ def staging():
     assert server.stop() == 0
 
 
-def ask(server, **body):
-    request = urllib.request.Request(
-        server.url + "/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
-    )
+def ask(server, path="/v1/completions", **body):
+    request = urllib.request.Request(server.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=20) as answer:
         return json.load(answer)
 
@@ -36,9 +35,13 @@ def test_a_client_gets_as_many_tokens_as_it_asked_for_under_the_name_of_the_shap
 
 
 def test_without_a_limit_an_answer_ends_by_itself_after_a_length_drawn_by_its_seed(staging):
-    lengths = {seed: ask(staging, prompt="On", seed=seed)["usage"]["completion_tokens"] for seed in (1, 2, 1)}
-    assert len(set(lengths.values())) == 2
-    assert lengths[1] == ask(staging, prompt="On", seed=1)["usage"]["completion_tokens"]
+    def length(seed):
+        messages = [{"role": "user", "content": "On"}]
+        return ask(staging, "/v1/chat/completions", messages=messages, seed=seed)["usage"]["completion_tokens"]
+
+    lengths = [length(seed) for seed in (1, 2, 1)]
+    assert lengths[0] == lengths[2] == answer_tokens(1)
+    assert lengths[1] == answer_tokens(2) != lengths[0]
 
 
 def test_an_unknown_executor_is_answered_with_those_there_are():
