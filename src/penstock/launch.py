@@ -67,6 +67,7 @@ def _simulated(options: EngineOptions, on_phase: OnPhase) -> Engine:
         max_rows=options.max_running,
         block_tokens=options.block_tokens,
         kv_bytes=None if options.kv_memory is None else parse_bytes(options.kv_memory),
+        host_kv_bytes=parse_bytes(options.host_kv_memory),
     )
     on_phase(f"simulated: {hardware.shape.name} on {hardware.device.name}, nothing is computed", None)
     return simulated_engine(

@@ -154,7 +154,7 @@ def host_seconds(facts: ModelFacts, n_blocks: tuple[int, ...]) -> float:
     clock = JumpingClock()
     executor = SimExecutor(
         replace(facts, stop_token_ids=frozenset({STOP_TOKEN})), _Free(), clock, lambda seed: 2 * HOST_STEPS,
-        max_rows=HOST_ROWS,
+        max_rows=HOST_ROWS, host_bytes_per_s=1.0,
     )  # fmt: skip
     engine = build_engine(executor, n_blocks, build_policies(), clock=clock)
     for row in range(HOST_ROWS):

@@ -44,6 +44,7 @@ def simulate_command(
     ] = None,
     max_running: Annotated[int, typer.Option(min=1, help="Most sequences at a time, of an instance.")] = 256,
     kv_memory: Annotated[str | None, typer.Option(help="Size of the KV pool, as 40GiB. [default: a share]")] = None,
+    host_kv_memory: Annotated[str, typer.Option(help="Size of the tier in host memory, as 100GiB.")] = "0",
     objective: Annotated[
         str, typer.Option("--slo", "--objective", help="Limits in seconds, as ttft=1,tpot=0.05,deadline=20.")
     ] = "",
@@ -101,7 +102,14 @@ def simulate_command(
             build_policies(preset)  # a wrong name is told before anything runs
             setups += [
                 Setup(
-                    hardware=hardware_of(shape, name, max_rows=max_running, kv_bytes=kv_bytes, cost=measured),
+                    hardware=hardware_of(
+                        shape,
+                        name,
+                        max_rows=max_running,
+                        kv_bytes=kv_bytes,
+                        host_kv_bytes=parse_bytes(host_kv_memory),
+                        cost=measured,
+                    ),
                     policies=partial(build_policies, preset),
                     label=preset,
                     n_instances=instances,

@@ -16,7 +16,9 @@ SHAPE = ModelShape(
     name="tiny", n_layers=4, hidden_size=8, q_heads=2, kv_heads=1, head_dim=4, vocab_size=300, max_tokens=512,
     item_bytes=2, is_tied=True, dense_weights=10_000, expert_weights=0, active_weights=8_000, n_experts=0, top_k=0,
 )  # fmt: skip
-DEVICE = Device(name="toy", flop_per_s=1e12, bytes_per_s=1e12, memory_bytes=2**20, price_per_hour=1.0)
+DEVICE = Device(
+    name="toy", flop_per_s=1e12, bytes_per_s=1e12, host_bytes_per_s=1e9, memory_bytes=2**20, price_per_hour=1.0
+)
 
 
 @dataclass(frozen=True)

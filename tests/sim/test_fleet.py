@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -138,6 +139,25 @@ def test_an_interrupted_simulation_has_the_records_of_what_ended():
     run = run_of(setup, trace, fleet)
     assert len(run.records) == 20
     assert summarise(run).ok == 20
+
+
+def test_a_host_tier_takes_what_is_preempted_and_gives_it_back():
+    trace = poisson_trace(80, 1e4, inputs=(20, 40), outputs=(30, 60), seed=6)
+    runs = {}
+    for host_blocks in (0, 400):
+        hard = hardware(Linear(token_s=1e-3), n_blocks=60)
+        hard = replace(hard, host_kv_bytes=host_blocks * hard.block_bytes)
+        setup = Setup(hardware=hard, policies=lambda: build_policies(slots={"preempt": "cheapest"}))
+        fleet = fleet_of(setup, trace)
+        fleet.run(trace)
+        counters = fleet.instances[0].counters()
+        runs[host_blocks] = run_of(setup, trace, fleet), counters
+        fleet.instances[0].engine.scheduler.audit()
+    (without, plain), (with_tier, counters) = runs[0], runs[400]
+    assert plain["preemptions_total"] > 10
+    assert counters["swaps_in_total"] == counters["swaps_out_total"] > 10
+    assert with_tier.records[-1].end_s < without.records[-1].end_s  # nothing was computed twice
+    assert [r.completion_tokens for r in with_tier.records] == [r.completion_tokens for r in without.records]
 
 
 def test_a_model_that_does_not_fit_is_told_so():

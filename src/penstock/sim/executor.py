@@ -62,7 +62,7 @@ class _Row:
 class SimExecutor:
     """Predicts instead of computing. length_of: the answer's length by the seed of its request; the policies never see
     it, for they see plans and tokens only. has_own_host_time: the host's work takes real time here, and none is added.
-    some_token: what answers consist of.
+    host_bytes_per_s: of the link between the tiers, one way. some_token: what answers consist of.
     """
 
     def __init__(
@@ -73,6 +73,7 @@ class SimExecutor:
         length_of: LengthOf,
         *,
         max_rows: int,
+        host_bytes_per_s: float,
         has_own_host_time: bool = False,
         some_token: int = SOME_TOKEN,
     ) -> None:
@@ -87,7 +88,9 @@ class SimExecutor:
         self._some_token = some_token
         self._decoding = _Decoding(self._rows, some_token)
         self._busy_until_s = 0.0
-        self._submitted: deque[tuple[int, float, float, npt.NDArray[np.int32]]] = deque()
+        self._host_bytes_per_s = host_bytes_per_s
+        self._lane_busy_until_s = 0.0  # the link to host memory
+        self._submitted: deque[tuple[float, int, StepResult]] = deque()
         self.device_s = 0.0
 
     @property
@@ -109,14 +112,27 @@ class SimExecutor:
         seconds = 0.0 if plan.is_empty else self._cost.step(load).seconds
         self._busy_until_s = max(self._busy_until_s, self._clock.now_s()) + seconds
         self.device_s += seconds
-        self._submitted.append((plan.id, self._busy_until_s, seconds, tokens))
+        moved, done_s = self._move(plan), self._busy_until_s
+        if moved:
+            done_s = max(done_s, self._lane_busy_until_s)
+        result = StepResult(tokens=tokens, device_s=seconds, moved=moved)
+        self._submitted.append((done_s, plan.id, result))
         return Ticket(plan.id)
 
+    def _move(self, plan: Plan) -> tuple[tuple[int, float], ...]:
+        """Moves between the tiers run beside the steps, one plan's after the other's; they are told of with the result
+        of their plan, which waits for them."""
+        if not plan.moves:
+            return ()
+        seconds = sum(self._facts.states[move.group].block_bytes for move in plan.moves) / self._host_bytes_per_s
+        self._lane_busy_until_s = max(self._lane_busy_until_s, self._clock.now_s()) + seconds
+        return ((plan.id, seconds),)
+
     def collect(self, ticket: Ticket) -> StepResult:
-        plan_id, done_s, seconds, tokens = self._submitted.popleft()
+        done_s, plan_id, result = self._submitted.popleft()
         assert plan_id == ticket.plan_id, f"{ticket} is not the oldest: collect {plan_id} first"
         self._clock.wait_until(done_s)
-        return StepResult(tokens=tokens, device_s=seconds)
+        return result
 
     def close(self) -> None:
         self._submitted.clear()

@@ -21,7 +21,7 @@ STALL_S = 0.01  # a policy that waits is asked again after this
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hardware:
-    """What an instance runs on. kv_bytes None: a share of what the weights leave."""
+    """What an instance runs on. kv_bytes None: a share of what the weights leave. host_kv_bytes: of the host tier."""
 
     shape: ModelShape
     device: Device
@@ -29,6 +29,15 @@ class Hardware:
     max_rows: int = 256
     block_tokens: int = 16
     kv_bytes: int | None = None
+    host_kv_bytes: int = 0
+
+    @property
+    def block_bytes(self) -> int:
+        return self.block_tokens * self.shape.kv_token_bytes
+
+    @property
+    def n_host_blocks(self) -> int:
+        return self.host_kv_bytes // self.block_bytes
 
     def facts(self) -> ModelFacts:
         shape = self.shape
@@ -37,7 +46,7 @@ class Hardware:
             kind=StateKind.PAGED,
             layers=tuple(range(shape.n_layers)),
             block_tokens=self.block_tokens,
-            block_bytes=self.block_tokens * shape.kv_token_bytes,
+            block_bytes=self.block_bytes,
         )
         return ModelFacts(
             name=shape.name,
@@ -51,9 +60,8 @@ class Hardware:
 
     def n_blocks(self) -> int:
         """Raises ConfigError if the model does not fit the device."""
-        block_bytes = self.block_tokens * self.shape.kv_token_bytes
         left_bytes = self.device.memory_bytes - self.shape.weight_bytes
-        n_blocks = int(KV_FRAC * left_bytes if self.kv_bytes is None else self.kv_bytes) // block_bytes
+        n_blocks = int(KV_FRAC * left_bytes if self.kv_bytes is None else self.kv_bytes) // self.block_bytes
         if n_blocks < 1:
             raise ConfigError(
                 f"{self.shape.name} does not fit on one {self.device.name}: weights take "
@@ -82,6 +90,7 @@ def simulated_engine(
         clock,
         length_of,
         max_rows=hardware.max_rows,
+        host_bytes_per_s=hardware.device.host_bytes_per_s,
         has_own_host_time=has_own_host_time,
         some_token=some_token,
     )
@@ -89,6 +98,7 @@ def simulated_engine(
         executor,
         (hardware.n_blocks(),),
         policies,
+        n_host_blocks=(hardware.n_host_blocks,) if hardware.n_host_blocks else (),
         limits=limits,
         clock=clock,
         look_ahead=look_ahead,

@@ -90,6 +90,7 @@ def hardware_of(
     max_rows: int = 256,
     block_tokens: int = 16,
     kv_bytes: int | None = None,
+    host_kv_bytes: int = 0,
     cost: CostModel | None = None,
 ) -> Hardware:
     """A model on a device; cost None: by analytical estimate."""
@@ -97,7 +98,13 @@ def hardware_of(
     if cost is None:
         cost = Roofline(work=Work.of(shape, device))
     return Hardware(
-        shape=shape, device=device, cost=cost, max_rows=max_rows, block_tokens=block_tokens, kv_bytes=kv_bytes
+        shape=shape,
+        device=device,
+        cost=cost,
+        max_rows=max_rows,
+        block_tokens=block_tokens,
+        kv_bytes=kv_bytes,
+        host_kv_bytes=host_kv_bytes,
     )
 
 
