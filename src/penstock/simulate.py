@@ -10,7 +10,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from penstock.core.request import NO_OBJECTIVE, Objective
-from penstock.workload.commands import DEMO, MADE, HtmlPath, load_trace, one_line_errors, parse_objective
+from penstock.workload.commands import (
+    DEMO,
+    DurationS,
+    HtmlPath,
+    PacingChoice,
+    RatePerS,
+    Scale,
+    ShowProgress,
+    TraceName,
+    load_trace,
+    one_line_errors,
+    parse_objective,
+)
 from penstock.workload.kinds import Pacing
 
 if TYPE_CHECKING:
@@ -26,9 +38,7 @@ SHOWN_EVERY = 256  # requests between two looks at the progress bar
 
 
 def simulate_command(
-    trace: Annotated[
-        str, typer.Option("--trace", "-t", help=f"A trace file, or a kind of traffic: {', '.join(MADE)}.")
-    ] = DEMO,
+    trace: TraceName = DEMO,
     model: Annotated[str, typer.Option(help="A Hugging Face directory, or a shape by name.")] = "llama-8b",
     device: Annotated[
         list[str] | None,
@@ -59,17 +69,15 @@ def simulate_command(
     html: HtmlPath = None,
     limit: Annotated[int | None, typer.Option(help="Only so many requests.")] = None,
     speed: Annotated[float, typer.Option(help="2 lets requests arrive twice as fast.")] = 1.0,
-    rate_per_s: Annotated[float | None, typer.Option(help="Made traffic: mean calls per second. [default: 1]")] = None,
-    duration_s: Annotated[float | None, typer.Option(help="Made traffic: its length. [default: 600]")] = None,
-    scale: Annotated[float | None, typer.Option(help="Made traffic: multiply all lengths. [default: 1]")] = None,
-    pacing: Annotated[
-        Pacing, typer.Option(help="open: each request at its time. sessions: a turn waits for the answer before it.")
-    ] = Pacing.OPEN,
+    rate_per_s: RatePerS = None,
+    duration_s: DurationS = None,
+    scale: Scale = None,
+    pacing: PacingChoice = Pacing.OPEN,
     hidden_lengths: Annotated[
         bool, typer.Option(help="Requests name no max_tokens, so no policy knows how long an answer gets.")
     ] = False,
     seed: Annotated[int, typer.Option(help="Of prompts, and of a made trace.")] = 0,
-    show_progress: Annotated[bool, typer.Option("--progress/--no-progress", help="Show a progress bar.")] = True,
+    show_progress: ShowProgress = True,
 ) -> None:
     """Run the engine's own scheduler over a trace on a virtual clock, and report what clients would have seen.
 

@@ -33,15 +33,24 @@ ObjectiveText = Annotated[
     ),
 ]
 
+TraceName = Annotated[
+    str, typer.Option("--trace", "-t", help=f"A trace file, or a kind of traffic: {', '.join(MADE)}.")
+]
+RatePerS = Annotated[float | None, typer.Option(help="Made traffic: mean calls per second. [default: 1]")]
+DurationS = Annotated[float | None, typer.Option(help="Made traffic: its length. [default: 600]")]
+Scale = Annotated[float | None, typer.Option(help="Made traffic: multiply all lengths. [default: 1]")]
+PacingChoice = Annotated[
+    Pacing, typer.Option(help="open: each request at its time. sessions: a turn waits for the answer before it.")
+]
+ShowProgress = Annotated[bool, typer.Option("--progress/--no-progress", help="Show a progress bar.")]
+
 HtmlPath = Annotated[
     Path | None, typer.Option("--html", help="Write tables and plots to this page (needs penstock[report]).")
 ]
 
 
 def replay_command(
-    trace: Annotated[
-        str, typer.Option("--trace", "-t", help=f"A trace file, or a kind of traffic: {', '.join(MADE)}.")
-    ] = DEMO,
+    trace: TraceName = DEMO,
     url: Url = "http://127.0.0.1:8000",
     model: Annotated[str | None, typer.Option(help="Model name to send; without it, the first of /v1/models.")] = None,
     label: Annotated[
@@ -53,12 +62,10 @@ def replay_command(
     html: HtmlPath = None,
     speed: Annotated[float, typer.Option(help="2 replays twice as fast: gaps and pauses are halved.")] = 1.0,
     limit: Annotated[int | None, typer.Option(help="Replay only so many requests.")] = None,
-    rate_per_s: Annotated[float | None, typer.Option(help="Made traffic: mean calls per second. [default: 1]")] = None,
-    duration_s: Annotated[float | None, typer.Option(help="Made traffic: its length. [default: 600]")] = None,
-    scale: Annotated[float | None, typer.Option(help="Made traffic: multiply all lengths. [default: 1]")] = None,
-    pacing: Annotated[
-        Pacing, typer.Option(help="open: each request at its time. sessions: a turn waits for the answer before it.")
-    ] = Pacing.OPEN,
+    rate_per_s: RatePerS = None,
+    duration_s: DurationS = None,
+    scale: Scale = None,
+    pacing: PacingChoice = Pacing.OPEN,
     objective: ObjectiveText = "",
     max_input_tokens: Annotated[int | None, typer.Option(help="Cut prompts down to this.")] = None,
     max_output_tokens: Annotated[int | None, typer.Option(help="Cut answers down to this.")] = None,
@@ -67,7 +74,7 @@ def replay_command(
     request_timeout_s: Annotated[float, typer.Option(help="Give a request up after this many seconds.")] = 600.0,
     max_total_s: Annotated[float, typer.Option(help="End the replay after this many seconds.")] = 3600.0,
     send_objectives: Annotated[bool, typer.Option(help="Send each request's limits in its body.")] = True,
-    show_progress: Annotated[bool, typer.Option("--progress/--no-progress", help="Show a progress bar.")] = True,
+    show_progress: ShowProgress = True,
 ) -> None:
     """Replay a trace against an OpenAI-compatible server and report what the clients saw.
 

@@ -1,0 +1,51 @@
+"""`penstock simulate` as a person calls it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from penstock.cli import app
+
+SHORT = ("simulate", "--trace", "steady", "--rate-per-s", "5", "--duration-s", "10", "--no-progress")
+
+
+def run(*arguments):
+    done = CliRunner().invoke(app, [*SHORT, *arguments])
+    return done.exit_code, " ".join(done.output.split())
+
+
+def test_two_policies_are_reported_and_compared_and_written(tmp_path):
+    code, output = run("--policy", "default", "--policy", "prefill-first", "--out", str(tmp_path / "run.json"))
+    assert code == 0, output
+    assert "estimates from data sheets" in output
+    assert "compared request by request" in output
+    for name in ("default", "prefill-first"):
+        assert json.loads((tmp_path / f"run-{name}.json").read_bytes())["header"]["label"] == name
+
+
+def test_a_search_names_the_cheapest_fleet():
+    code, output = run("--search", "--slo", "ttft=1,tpot=0.05", "--device", "h200", "--device", "a100")
+    assert code == 0, output
+    assert "cheapest: 1 x a100 with default, US$ 1.80 per hour" in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--search"], "--search needs limits to hold"),
+        (["--device", "h100", "--device", "h200"], "only --search compares devices"),
+        (["--device", "h2000"], "h200"),
+        (["--model", "nowhere"], "cannot read nowhere/config.json"),
+        (["--policy", "wild"], "wild"),
+        (["--dispatch", "wild"], "round-robin"),
+        (["--device", "l4", "--kv-memory", "1KiB"], "does not fit"),
+        (["--trace", "missing.csv"], "missing.csv"),
+    ],
+)
+def test_a_wrong_option_is_one_line_and_exit_code_2(arguments, words):
+    done = CliRunner().invoke(app, [*SHORT[:1], *(SHORT[1:] if "--trace" not in arguments else SHORT[-1:]), *arguments])
+    assert done.exit_code == 2, done.output
+    assert words in " ".join((done.output + done.stderr).split())
