@@ -12,8 +12,10 @@ from penstock.ops.check import make_batch
 from penstock.ops.merge_attention import merge_attention
 from penstock.ops.paged_attention import paged_attention
 
-MERGES = merge_attention.implementations
-ATTENTIONS = paged_attention.implementations
+from .rows import on_cpu
+
+MERGES = on_cpu(merge_attention)
+ATTENTIONS = on_cpu(paged_attention)
 
 
 def random_qkv(*, tokens, keys, heads, head_dim, dtype):

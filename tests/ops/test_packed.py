@@ -12,6 +12,8 @@ from penstock.ops.packed_linear import packed_linear
 from penstock.ops.route import route
 from penstock.ops.weight_format import Format
 
+from .rows import on_cpu
+
 # relative norm of the error against float weights and activations, on normal weights: the promise of each format
 WEIGHT_ERROR = {Format.INT8: 0.01, Format.INT4: 0.10}
 OUTPUT_ERROR = {Format.INT8: 0.015, Format.INT4: 0.105}
@@ -98,7 +100,7 @@ def test_experts_may_be_packed(format):
     most = 2.5 * OUTPUT_ERROR[format] if format in OUTPUT_ERROR else 1e-5  # of two products, one behind the other
     packed = pack_stack(gate_up, format), pack_stack(down, format)
     assert [stack.shape for stack in packed] == [gate_up.shape, down.shape]
-    for run in experts.implementations.values():
+    for run in on_cpu(experts).values():
         assert error(run(x, *packed, *chosen), expected) < most
 
 

@@ -11,7 +11,9 @@ from penstock.ops.sample import logprobs, sample
 from penstock.ops.sample.reference import GOLDEN, _mix, uniform
 from penstock.ops.sample.reference import draw as draw_by_weight
 
-SAMPLERS = sample.implementations
+from .rows import on_cpu
+
+SAMPLERS = on_cpu(sample)
 each_sampler = pytest.mark.parametrize("draw", SAMPLERS.values(), ids=SAMPLERS.keys())
 DRAWS = 20_000
 

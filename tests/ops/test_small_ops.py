@@ -18,6 +18,8 @@ from penstock.ops.rope import rope
 from penstock.ops.route import route
 from penstock.ops.write_kv import write_kv
 
+from .rows import on_cpu
+
 
 @pytest.fixture(autouse=True)
 def _seed():
@@ -43,7 +45,7 @@ def test_rms_norm_of_large_half_precision_does_not_overflow():
     torch.testing.assert_close(normed, torch.ones_like(normed))
 
 
-@pytest.mark.parametrize("rotate", rope.implementations.values(), ids=rope.implementations.keys())
+@pytest.mark.parametrize("rotate", on_cpu(rope).values(), ids=on_cpu(rope).keys())
 def test_rope_makes_scores_depend_on_the_distance_only(rotate):
     q, k = torch.randn(1, 1, 64).double().float(), torch.randn(1, 1, 64)
     frequencies = 1.0 / 100 ** (torch.arange(32) / 32)
@@ -59,7 +61,7 @@ def test_rope_makes_scores_depend_on_the_distance_only(rotate):
     assert (score(7, 3) - score(8, 3)).abs() > 1e-3
 
 
-@pytest.mark.parametrize("rotate", rope.implementations.values(), ids=rope.implementations.keys())
+@pytest.mark.parametrize("rotate", on_cpu(rope).values(), ids=on_cpu(rope).keys())
 def test_rope_leaves_features_beyond_the_rotated_ones(rotate):
     x, angles = torch.randn(3, 2, 10), torch.randn(3, 2)
     out = rotate(x, angles.cos(), angles.sin())
@@ -126,7 +128,7 @@ def test_route_of_half_precision_weighs_in_float32():
     torch.testing.assert_close(weights, (exact / exact.sum(-1, keepdim=True)).bfloat16(), atol=0, rtol=0)
 
 
-@pytest.mark.parametrize("run", experts.implementations.values(), ids=experts.implementations.keys())
+@pytest.mark.parametrize("run", on_cpu(experts).values(), ids=on_cpu(experts).keys())
 def test_experts_equal_every_expert_on_every_token(run):
     x, gate_up, down = torch.randn(11, 16), torch.randn(5, 24, 16), torch.randn(5, 16, 12)
     weights, chosen = route(torch.randn(11, 5), 2, True)

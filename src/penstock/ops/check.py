@@ -46,16 +46,20 @@ def check_kernel(name: str, implementation: Callable[..., Any], device: str = "c
 
     Arguments count as results too: what one writes in place, the other must.
     """
-    reference = all_ops()[name].implementations["reference"]
     for case in cases_of(name, device):
-        args, expected_args = _copy(case.args), _copy(case.args)
-        found, expected = implementation(*args), reference(*expected_args)
-        pairs = zip(_tensors((found, args)), _tensors((expected, expected_args)), strict=True)
-        for part, expected_part in pairs:
-            try:
-                torch.testing.assert_close(part, expected_part, atol=case.atol, rtol=case.atol)
-            except AssertionError as error:
-                raise AssertionError(f"{name}, {case.name}: {error}") from None
+        compare(name, implementation, case)
+
+
+def compare(name: str, implementation: Callable[..., Any], case: Case) -> None:
+    """`check_kernel` for one case."""
+    args, expected_args = _copy(case.args), _copy(case.args)
+    found, expected = implementation(*args), all_ops()[name].implementations["reference"](*expected_args)
+    pairs = zip(_tensors((found, args)), _tensors((expected, expected_args)), strict=True)
+    for part, expected_part in pairs:
+        try:
+            torch.testing.assert_close(part, expected_part, atol=case.atol, rtol=case.atol)
+        except AssertionError as error:
+            raise AssertionError(f"{name}, {case.name}: {error}") from None
 
 
 def random_normal(generator: torch.Generator, *shape: int, dtype: torch.dtype, device: str) -> Tensor:

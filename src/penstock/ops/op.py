@@ -13,6 +13,7 @@ from typing import Generic, ParamSpec, TypeVar
 import torch
 
 from penstock.ops import native
+from penstock.ops.lazy import has_triton
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -22,8 +23,9 @@ class Op(Generic[P, R]):
     """`reference` serves every device that has no file of its own.
 
     by_device: `cpu=cpu.rms_norm`, keyed by `torch.device.type`. `native=native.rms_norm` goes before `cpu` once the C++
-    kernels are loaded; for arguments that they do not serve it calls what would have run. Every implementation takes
-    and returns what the reference does; the sweep in the tests holds them to that.
+    kernels are loaded; for arguments that they do not serve it calls what would have run. `cuda` is in Triton, and the
+    reference serves a GPU without that library. Every implementation takes and returns what the reference does; the
+    sweep in the tests holds them to that.
     """
 
     def __init__(self, name: str, reference: Callable[P, R], **by_device: Callable[P, R]) -> None:
@@ -46,4 +48,6 @@ class Op(Generic[P, R]):
         """Name of the implementation that serves tensors on `device`."""
         if device.type == "cpu" and "native" in self._by_device and native.core(self.name) is not None:
             return "native"
+        if device.type == "cuda" and not has_triton():
+            return "reference"
         return device.type if device.type in self._by_device else "reference"

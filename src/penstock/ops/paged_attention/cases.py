@@ -15,6 +15,7 @@ SHAPES = {  # tokens and keys of each segment
     "whole prompts": ([1, 16, 17, 40], [1, 16, 17, 40]),
     "chunks with context": ([3, 16, 31], [50, 48, 32]),
     "mixed": ([1, 20, 1, 7, 1], [70, 20, 3, 90, 16]),
+    "long prompts": ([1030, 1, 1024], [1030, 40, 1100]),
 }
 LIMITS = ((1, None), (16, None), (33, 2.0), (None, 5.0))  # windows and caps
 HEADS = ((4, 2, 64), (3, 3, 72), (8, 1, 128))  # queries, KV, head dim
