@@ -17,6 +17,7 @@ from penstock.core.plan import Plan, RowStart
 from penstock.core.request import Request, SamplingParams
 from penstock.demonstrations.streaming_llm import perplexities, show_stream, unseen_text
 from penstock.engine.loop import build_engine
+from penstock.models.parts import Entrance
 from penstock.models.rope import Rotation
 from penstock.models.streaming import with_sinks
 from penstock.models.weights import load_model, read_model_spec
@@ -109,7 +110,7 @@ def brute_force(folder, tokens, sinks, window):
             scores = torch.einsum("hd,lhd->hl", query, keys.repeat_interleave(shared, 1)) * attention.scale
             mixed = torch.einsum("hl,lhd->hd", scores.softmax(-1), values.repeat_interleave(shared, 1))
             x = x + torch.nn.functional.linear(mixed.flatten(), layer.attention.out)
-            x = x + layer.mlp(layer.mlp_norm(x)[0])
+            x = x + layer.mlp(Entrance(x, None, layer.mlp_norm))[0]
         logits.append(decoder.logits(x)[0])
     return torch.stack(logits)
 

@@ -89,3 +89,23 @@ def test_a_dense_decode_step_and_its_sampling_never_wait_for_the_device(decoders
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert drawn.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("config", [CONFIG, CONFIG | EXPERTS], ids=["dense", "experts"])
+@pytest.mark.parametrize("q_lens", [[1, 1, 1], [40, 1, 17]], ids=["decode", "mixed"])
+@torch.inference_mode()
+def test_bfloat16_on_the_accelerator_is_near_float32_on_the_cpu(config, q_lens, tmp_path):
+    """Four layers, the same weights; relative norm of the difference of the logits."""
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 4, "torch_dtype": "bfloat16"}))
+    rounded = load_model(tmp_path, load_format="dummy")
+    exact = Decoder(rounded.spec, {name: tensor.float() for name, tensor in rounded.tensors.items()})
+    fast = Decoder(rounded.spec, {name: tensor.cuda() for name, tensor in rounded.tensors.items()})
+    ids = torch.tensor(random.Random(0).choices(range(1000), k=sum(q_lens)))
+    found = []
+    for decoder in (exact, fast):
+        generator = torch.Generator().manual_seed(1)
+        batch, n_blocks = make_batch(q_lens, [50, 20, 17], 16, generator=generator, device=str(decoder.device))
+        kv = list(torch.randn(4, 2, n_blocks, 16, 2, 64, generator=generator).to(decoder.device, decoder.dtype))
+        x = decoder.run_layers(decoder.embed(ids.to(decoder.device)), batch, kv, 0, 4)
+        found.append(decoder.logits(x).cpu())
+    assert (found[1] - found[0]).norm() / found[0].norm() < 1e-2

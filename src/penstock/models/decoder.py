@@ -17,11 +17,12 @@ import torch.nn.functional as F  # noqa: N812, the name that everybody reads
 from torch import Tensor
 
 from penstock.models.layers import Layer
-from penstock.models.parts import Angles, Norm, Rotated, Scope
+from penstock.models.parts import Angles, Entrance, Norm, Rotated, Scope
 from penstock.models.rope import Rotation
 from penstock.models.spec import AttentionSpec, ExpertsSpec, ModelSpec
 from penstock.ops.add_sink import add_sink
 from penstock.ops.batch import SegmentBatch
+from penstock.ops.entry_linear import entry_linear
 from penstock.ops.experts import experts
 from penstock.ops.gated import GATED
 from penstock.ops.op import Op
@@ -31,15 +32,19 @@ from penstock.ops.paged_attention import paged_attention
 from penstock.ops.paged_attention.native import is_served_heads
 from penstock.ops.rms_norm import rms_norm
 from penstock.ops.rope import rope
+from penstock.ops.rope_and_store import rope_and_store
 from penstock.ops.route import route
+from penstock.ops.sample import sample
 from penstock.ops.sink_attention import sink_attention
 from penstock.ops.write_kv import write_kv
 
 log = logging.getLogger(__name__)
 
 OPS: tuple[Op[..., Any], ...] = (
-    rms_norm, rope, write_kv, paged_attention, sink_attention, add_sink, *GATED.values(), route, experts,
+    rms_norm, entry_linear, rope, write_kv, rope_and_store, paged_attention, sink_attention, add_sink, *GATED.values(),
+    route, experts, sample,
 )  # fmt: skip
+MOST_CAPTURED_HEAD_DIM = 256  # the paged attention in Triton has no wider heads
 
 
 class Decoder:
@@ -91,6 +96,15 @@ class Decoder:
     def dtype(self) -> torch.dtype:
         return self._embed.dtype
 
+    @property
+    def why_not_captured(self) -> str | None:
+        """What keeps a decode step of this model out of a CUDA graph: kernels that ask the host on their way."""
+        if paged_attention.on(self.device) == "reference":
+            return "Triton is not installed"
+        if any(layer.attention.head_dim > MOST_CAPTURED_HEAD_DIM for layer in self.spec.layers):
+            return f"heads of more than {MOST_CAPTURED_HEAD_DIM} features run the reference of paged attention"
+        return None
+
     def embed(self, ids_T: Tensor) -> Tensor:
         """Token ids to the residual stream before the first layer: [T, D]."""
         x_TD = F.embedding(ids_T, self._embed)
@@ -119,7 +133,7 @@ class Decoder:
 
     def logits(self, x_ND: Tensor) -> Tensor:
         """Final norm and head: float32 [N, V]."""
-        logits_NV = F.linear(self._final_norm(x_ND)[0], self._head).float()
+        logits_NV = Entrance(x_ND, None, self._final_norm).linear(self._head, None)[0].float()
         cap = self.spec.logit_soft_cap
         return logits_NV if cap is None else logits_NV.div_(cap).tanh_().mul_(cap)
 

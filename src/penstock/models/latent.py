@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812, the name that everybody reads
 from torch import Tensor
 
-from penstock.models.parts import Angles, Norm, Scope, attend
+from penstock.models.parts import Angles, Entrance, Norm, Scope, attend
 from penstock.models.spec import LatentAttentionSpec
 from penstock.ops.batch import SegmentBatch
 from penstock.ops.rope import rope
@@ -58,8 +58,9 @@ class LatentAttention:
             out_bias=scope.get("out_bias"),
         )
 
-    def __call__(self, x_TD: Tensor, batch: SegmentBatch, kv: Tensor, angles: Angles) -> Tensor:
-        spec = self.spec
+    def __call__(self, entrance: Entrance, batch: SegmentBatch, kv: Tensor, angles: Angles) -> tuple[Tensor, Tensor]:
+        """(what attention adds, residual stream)."""
+        spec, (x_TD, total_TD) = self.spec, entrance.normed()
         q_THn, q_THr = torch.split(self._queries(x_TD), [spec.nope_dim, spec.rope.dim], dim=-1)
         shared_Td = F.linear(x_TD, self.kv_a, self.kv_a_bias)
         latent_TL, k_Tr = torch.split(shared_Td, [spec.kv_rank, spec.rope.dim], dim=-1)
@@ -74,7 +75,7 @@ class LatentAttention:
             q_sinks_THd = torch.cat((q_THL, rope(_by_halves(q_THr), *angles.sinks[spec.rope])), dim=-1)
         out_THd, _ = attend(q_THd, q_sinks_THd, kv, batch, spec.scale, spec.window_tokens)
         out_THv = torch.einsum("thl,hvl->thv", out_THd[..., : spec.kv_rank], self.value_HvL)
-        return F.linear(out_THv.flatten(1), self.out, self.out_bias)
+        return F.linear(out_THv.flatten(1), self.out, self.out_bias), total_TD
 
     def _queries(self, x_TD: Tensor) -> Tensor:
         if self.q_a is not None and self.q_norm is not None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from penstock.models.fused import FusedLayer
 from penstock.models.latent import LatentAttention
-from penstock.models.parts import Angles, Norm, Rotated, Scope, attend
+from penstock.models.parts import Angles, Entrance, Norm, Scope, attend, linear
 from penstock.models.spec import (
     AttentionSpec,
     DenseSpec,
@@ -30,18 +30,19 @@ from penstock.ops.activation import Activation
 from penstock.ops.add_sink import add_sink
 from penstock.ops.batch import SegmentBatch
 from penstock.ops.experts import experts
-from penstock.ops.gated import GATED
 from penstock.ops.rope import rope
+from penstock.ops.rope_and_store import rope_and_store
 from penstock.ops.route import route
-from penstock.ops.write_kv import write_kv
 
 
 class _Mixer(Protocol):
-    def __call__(self, x_TD: Tensor, batch: SegmentBatch, kv: Tensor, angles: Angles) -> Tensor: ...
+    def __call__(
+        self, entrance: Entrance, batch: SegmentBatch, kv: Tensor, angles: Angles
+    ) -> tuple[Tensor, Tensor]: ...
 
 
 class _Mlp(Protocol):
-    def __call__(self, x_TD: Tensor) -> Tensor: ...
+    def __call__(self, entrance: Entrance) -> tuple[Tensor, Tensor]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,18 +78,10 @@ class Layer:
         """(residual stream, what is still to be added to it), from the same: an addition waits for the next norm."""
         if self.fused is not None and self.fused.serves(x_TD, batch, kv):
             return self.fused(x_TD, change_TD, batch, kv, angles)
-        entering_TD, x_TD = _enter(self.input_norm, x_TD, change_TD)
-        change_TD = _leave(self.attention_post_norm, self.attention(entering_TD, batch, kv, angles))
-        entering_TD, x_TD = _enter(self.mlp_norm, x_TD, change_TD)
-        return x_TD, _leave(self.mlp_post_norm, self.mlp(entering_TD))
-
-
-def _enter(norm: Norm | None, x_TD: Tensor, change_TD: Tensor | None) -> tuple[Tensor, Tensor]:
-    """What enters half a layer, and the residual stream beside it."""
-    if norm is not None:
-        return norm(x_TD, change_TD)
-    total_TD = x_TD if change_TD is None else x_TD + change_TD
-    return total_TD, total_TD
+        change_TD, x_TD = self.attention(Entrance(x_TD, change_TD, self.input_norm), batch, kv, angles)
+        change_TD = _leave(self.attention_post_norm, change_TD)
+        change_TD, x_TD = self.mlp(Entrance(x_TD, change_TD, self.mlp_norm))
+        return x_TD, _leave(self.mlp_post_norm, change_TD)
 
 
 def _leave(norm: Norm | None, x_TD: Tensor) -> Tensor:
@@ -126,30 +119,38 @@ class _Attention:
             out_bias=scope.get("out_bias"),
         )
 
-    def __call__(self, x_TD: Tensor, batch: SegmentBatch, kv: Tensor, angles: Angles) -> Tensor:
-        spec, n_qk = self.spec, self.spec.q_heads + self.spec.kv_heads
-        qkv_THd = F.linear(x_TD, self.qkv, self.qkv_bias).view(len(x_TD), -1, spec.head_dim)
-        qk_THd, v_THd = self._normed(qkv_THd[:, :n_qk]), qkv_THd[:, n_qk:]
-        q_sinks_THd = None if batch.sinks is None else self._rotated(qk_THd[:, : spec.q_heads], angles.sinks)
-        qk_THd = self._rotated(qk_THd, angles.tokens)
-        write_kv(qk_THd[:, spec.q_heads :], v_THd, kv, batch.slots_T)
-        out_THd, lse_TH = attend(
-            qk_THd[:, : spec.q_heads], q_sinks_THd, kv, batch, spec.scale, spec.window_tokens, spec.soft_cap
-        )
+    def __call__(self, entrance: Entrance, batch: SegmentBatch, kv: Tensor, angles: Angles) -> tuple[Tensor, Tensor]:
+        """(what attention adds, residual stream)."""
+        spec = self.spec
+        qkv_Tx, x_TD = entrance.linear(self.qkv, self.qkv_bias)
+        qkv_THd = qkv_Tx.view(len(x_TD), -1, spec.head_dim)
+        if self.q_norm is not None and self.k_norm is not None:
+            self._norm_projections(qkv_THd, self.q_norm, self.k_norm)
+        q_sinks_THd = None if batch.sinks is None else self._seen_by_sinks(qkv_THd, angles)
+        norm, turned = self.qk_norm, (None, None) if spec.rope is None else angles.tokens[spec.rope]
+        if norm is None:
+            q_THd = rope_and_store(qkv_THd, kv, batch.slots_T, None, 0.0, False, *turned)
+        else:
+            stored = kv, batch.slots_T, norm.weight, norm.spec.eps, norm.spec.is_centered
+            q_THd = rope_and_store(qkv_THd, *stored, *turned)
+        out_THd, lse_TH = attend(q_THd, q_sinks_THd, kv, batch, spec.scale, spec.window_tokens, spec.soft_cap)
         if self.sinks is not None:
             out_THd, _ = add_sink(out_THd, lse_TH, self.sinks)
-        return F.linear(out_THd.flatten(1), self.out, self.out_bias)
+        return linear(out_THd.flatten(1), self.out, self.out_bias), x_TD
 
-    def _rotated(self, x_THd: Tensor, angles: Rotated) -> Tensor:
-        return x_THd if self.spec.rope is None else rope(x_THd, *angles[self.spec.rope])
-
-    def _normed(self, qk_THd: Tensor) -> Tensor:
+    def _seen_by_sinks(self, qkv_THd: Tensor, angles: Angles) -> Tensor:
+        """Queries, rotated by their places among the keys that are kept."""
+        qk_THd = qkv_THd[:, : self.spec.q_heads + self.spec.kv_heads]
         if self.qk_norm is not None:
-            return self.qk_norm(qk_THd)[0]
-        if self.q_norm is None or self.k_norm is None:
-            return qk_THd
-        q_Tx, k_Tx = (part.flatten(1) for part in qk_THd.tensor_split((self.spec.q_heads,), dim=1))
-        return torch.cat((self.q_norm(q_Tx)[0], self.k_norm(k_Tx)[0]), dim=1).view(qk_THd.shape)
+            qk_THd = self.qk_norm(qk_THd)[0]
+        q_THd = qk_THd[:, : self.spec.q_heads]
+        return q_THd if self.spec.rope is None else rope(q_THd, *angles.sinks[self.spec.rope])
+
+    def _norm_projections(self, qkv_THd: Tensor, q_norm: Norm, k_norm: Norm) -> None:
+        """Whole projections, in place."""
+        n_q, n_k = self.spec.q_heads, self.spec.kv_heads
+        for norm, part_THd in ((q_norm, qkv_THd[:, :n_q]), (k_norm, qkv_THd[:, n_q : n_q + n_k])):
+            part_THd.copy_(norm(part_THd.flatten(1))[0].view(part_THd.shape))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,9 +171,10 @@ class _Dense:
             down_bias=scope.get("down_bias"),
         )
 
-    def __call__(self, x_TD: Tensor) -> Tensor:
-        gated_TF = GATED[self.activation](F.linear(x_TD, self.gate_up, self.gate_up_bias))
-        return F.linear(gated_TF, self.down, self.down_bias)
+    def __call__(self, entrance: Entrance) -> tuple[Tensor, Tensor]:
+        """(what the MLP adds, residual stream)."""
+        gated_TF, x_TD = entrance.linear(self.gate_up, self.gate_up_bias, self.activation)
+        return linear(gated_TF, self.down, self.down_bias), x_TD
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,14 +203,19 @@ class _Experts:
             shared_gate=scope.get("shared_gate"),
         )
 
-    def __call__(self, x_TD: Tensor) -> Tensor:
+    def __call__(self, entrance: Entrance) -> tuple[Tensor, Tensor]:
+        """(what the experts add, residual stream)."""
+        entering_TD, x_TD = entrance.normed()
+        return self._of(entering_TD), x_TD
+
+    def _of(self, x_TD: Tensor) -> Tensor:
         spec = self.spec
-        logits_TE = F.linear(x_TD, self.router, self.router_bias)
+        logits_TE = linear(x_TD, self.router, self.router_bias)
         chosen = route(logits_TE, spec.top_k, spec.is_normalized, spec.routed_scale, spec.n_groups, spec.top_groups)
         routed_TD = experts(x_TD, self.gate_up, self.down, *chosen, spec.activation, self.gate_up_bias, self.down_bias)
         if self.shared is None:
             return routed_TD
-        shared_TD = self.shared(x_TD)
+        shared_TD, _ = self.shared(Entrance(x_TD, None, None))
         if self.shared_gate is not None:
             shared_TD = torch.sigmoid(F.linear(x_TD, self.shared_gate)) * shared_TD
         return routed_TD + shared_TD

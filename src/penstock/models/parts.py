@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from penstock.models.spec import NormSpec, RopeSpec
+from penstock.ops.activation import Activation
 from penstock.ops.batch import SegmentBatch
+from penstock.ops.entry_linear import entry_linear
 from penstock.ops.merge_attention import merge_attention
 from penstock.ops.paged_attention import paged_attention
 from penstock.ops.rms_norm import rms_norm
@@ -73,3 +75,33 @@ class Norm:
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return rms_norm(x, self.weight, self.spec.eps, residual, self.spec.is_centered)
+
+
+@dataclass(frozen=True, slots=True)
+class Entrance:
+    """What half a layer starts from: the residual stream, what is still to be added to it, and the norm on top."""
+
+    x_TD: Tensor
+    change_TD: Tensor | None
+    norm: Norm | None
+
+    def normed(self) -> tuple[Tensor, Tensor]:
+        """(what enters, the residual stream beside it)."""
+        if self.norm is not None:
+            return self.norm(self.x_TD, self.change_TD)
+        total_TD = self.x_TD if self.change_TD is None else self.x_TD + self.change_TD
+        return total_TD, total_TD
+
+    def linear(
+        self, weight: Tensor, bias: Tensor | None, activation: Activation | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(what a linear layer, perhaps gated, makes of what enters, the residual stream)."""
+        if self.norm is None:
+            return entry_linear(self.x_TD, weight, bias, self.change_TD, activation=activation)
+        norm, spec = self.norm.weight, self.norm.spec
+        return entry_linear(self.x_TD, weight, bias, self.change_TD, norm, spec.eps, spec.is_centered, activation)
+
+
+def linear(x_TD: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A linear layer by itself."""
+    return entry_linear(x_TD, weight, bias)[0]
