@@ -132,3 +132,29 @@ def test_stop_ids_outside_the_vocabulary_are_nothing_to_hold_back():
     )
     assert stop_ids(row_start(0, 1, (), stop_token_ids=(19, 20, 5)), facts) == [2, 5, 19]
     assert stop_ids(row_start(0, 1, (), stop_token_ids=(19, 2), ignore_eos=True), facts) == [2, 19]
+
+
+@pytest.mark.parametrize("start", range(20, 37))
+def test_a_batch_for_bounded_positions_serves_every_position_below(start):
+    """What a captured step is laid out for: tables are wide enough, and lengths are the device's."""
+    window = StateSpec(
+        chunk_tokens=8,
+        name="window",
+        kind=StateKind.WINDOWED,
+        layers=(0,),
+        block_tokens=4,
+        block_bytes=1,
+        window_tokens=9,
+    )
+    whole = StateSpec(name="whole", kind=StateKind.PAGED, layers=(1,), block_tokens=4, block_bytes=1)
+    rows = Rows(max_rows=2, states=(window, whole), max_model_tokens=40, device=torch.device("cpu"))
+    for tables in rows.tables:
+        tables.write([(row, tuple(range(10 * row, 10 * row + 10))) for row in range(2)], ())
+    rows.place(np.array([0, 1]), np.array([start, 3]))
+    layout = Layout(np.array([0, 1]), np.array([1, 1]), torch.device("cpu"))
+    for exact, bounded in zip(layout.batches(rows), layout.batches(rows, np.array([39, 39])), strict=True):
+        assert bounded.kv_lens.tolist() == exact.kv_lens.tolist()
+        assert bounded.slots_T.tolist() == exact.slots_T.tolist()
+        assert max(bounded.kv_lens_host) >= max(exact.kv_lens_host)
+        n_entries = exact.tables_SB.shape[1]
+        assert bounded.tables_SB[:, :n_entries].tolist() == exact.tables_SB.tolist()

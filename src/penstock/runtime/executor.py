@@ -59,6 +59,7 @@ class TorchExecutor:
         self._facts = facts
         self._max_rows = max_rows
         self._new_pool = new_pool
+        self._device = device
         self._step = Stepper(model, facts, max_rows=max_rows, device=device, lane=lane)
         self._worker: Worker = ThreadPoolExecutor(1, "penstock-step") if device.type == "cpu" else _AtOnce()
         self._submitted: deque[tuple[Ticket, Future[Readback]]] = deque()
@@ -85,9 +86,10 @@ class TorchExecutor:
             raise ValueError(f"n_host_blocks is {n_host_blocks}: give a number for each of {len(states)} state groups")
         assert not self.n_blocks, f"the pools exist already, with {self.n_blocks} blocks"
         group_of = {layer: group for group, spec in enumerate(states) for layer in spec.layers}
+        n_spare = int(self._device.type != "cpu")  # see `Stepper`
         self._step.use_pools(
             tuple(
-                self._new_pool(layer, n_blocks[group_of[layer]]) if layer in group_of else torch.empty(0)
+                self._new_pool(layer, n_blocks[group_of[layer]] + n_spare) if layer in group_of else torch.empty(0)
                 for layer in range(self._facts.n_layers)
             ),
             n_host_blocks,

@@ -48,17 +48,24 @@ class Layout:
         """Where the tokens of these segments lie, in order."""
         return np.concatenate([np.arange(*self.q_starts_host[s : s + 2]) for s in segments])
 
-    def batches(self, rows: Rows) -> tuple[SegmentBatch, ...]:
-        """The batch of every state group at the rows' present positions."""
+    def batches(self, rows: Rows, starts_host_S: Ints | None = None) -> tuple[SegmentBatch, ...]:
+        """The batch of every state group at the rows' present positions.
+
+        starts_host_S: bounds of these, for a batch that is to serve later positions, too; None: as they are.
+        """
         starts_S = rows.positions_R.index_select(0, self.rows_S)
         positions_T = rows.positions_R.index_select(0, self._rows_T)
         if not self._is_decode:
             positions_T += self._offsets_T
-        starts_host_S = rows.positions_host_R[self.rows_host_S]
-        return tuple(self._batch(tables, starts_S, positions_T, starts_host_S) for tables in rows.tables)
+        is_bound = starts_host_S is not None
+        if starts_host_S is None:
+            starts_host_S = rows.positions_host_R[self.rows_host_S]
+        return tuple(self._batch(tables, starts_S, positions_T, starts_host_S, is_bound) for tables in rows.tables)
 
-    def _batch(self, tables: BlockTables, starts_S: Tensor, positions_T: Tensor, starts_host_S: Ints) -> SegmentBatch:
-        """starts: position of each segment's first token."""
+    def _batch(
+        self, tables: BlockTables, starts_S: Tensor, positions_T: Tensor, starts_host_S: Ints, is_bound: bool
+    ) -> SegmentBatch:
+        """starts: position of each segment's first token, on the host perhaps a bound of it."""
         size, tables_RW = tables.block_tokens, tables.mirror.dev
         entries_T = self._rows_T * tables.width + positions_T // size
         slots_T = tables_RW.view(-1).index_select(0, entries_T).to(torch.int64) * size + positions_T % size
@@ -72,6 +79,8 @@ class Layout:
             first_host_S = np.maximum(starts_host_S - hidden_tokens, 0) // size
             first_S = (starts_S - hidden_tokens).clamp_(min=0) // size
             kv_lens_host_S = kv_lens_host_S - first_host_S * size
+            if is_bound:  # an earlier start may lie further behind the beginning of its block
+                kv_lens_host_S += size - 1
             kv_lens_S = kv_lens_S - first_S * size
             columns_B = torch.arange(-(-int(kv_lens_host_S.max()) // size), device=first_S.device)
             entries_SB = (first_S.unsqueeze(1) + columns_B).clamp_(max=tables.width - 1)

@@ -102,6 +102,10 @@ class LogitsStage:
             for transform in self._transforms:
                 transform.start(plan.starts, known)
 
+    def is_used_by(self, members: Ints) -> bool:
+        """Whether anything changes the logits of the rows `members`."""
+        return any(transform.lines.n_used and len(transform.lines.among(members)[0]) for transform in self._transforms)
+
     def gather(self, members: Ints) -> tuple[Change, ...]:
         """What changes the logits of the rows `members`: nothing, mostly."""
         changes = [transform.gather(members) for transform in self._transforms]

@@ -7,6 +7,7 @@ Shape letters: T tokens, D model width, N sampling rows, V vocabulary.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
@@ -18,6 +19,8 @@ from penstock.core.executor import ModelFacts
 from penstock.core.plan import BlockCopy, Chunk, DecodeGroup, Plan
 from penstock.ops.batch import SegmentBatch
 from penstock.ops.sample import logprobs
+from penstock.runtime import graphs
+from penstock.runtime.graphs import DecodeGraphs, Drawing
 from penstock.runtime.layout import Layout, group_runs, stretches
 from penstock.runtime.logits import LogitsStage
 from penstock.runtime.movers import Lane, Mover
@@ -27,6 +30,7 @@ from penstock.runtime.sampling import Draw
 from penstock.runtime.transfer import Ints, fetch, send, send_all
 from penstock.runtime.transforms import make_logits_stage
 
+log = logging.getLogger(__name__)
 HEAD_POSITIONS = 512  # prompt positions whose logits exist at once: bounds memory at 512 * vocabulary * 4 bytes
 
 
@@ -39,9 +43,18 @@ class Model(Protocol):
 
     def logits(self, x_ND: Tensor) -> Tensor: ...
 
+    @property
+    def why_not_captured(self) -> str | None:
+        """What keeps a decode step out of a CUDA graph; None: nothing. Asked on a GPU only."""
+        ...
+
 
 class Stepper:
-    """Runs plans one after the other; owns the rows and, per row, the residual stream of an unfinished pass."""
+    """Runs plans one after the other; owns the rows and, per row, the residual stream of an unfinished pass.
+
+    On an accelerator there is one row more, and one block in every pool: a captured step of fewer rows than its bucket
+    fills up with these.
+    """
 
     def __init__(
         self, model: Model, facts: ModelFacts, *, max_rows: int, device: torch.device, lane: Lane | None = None
@@ -50,9 +63,10 @@ class Stepper:
         self._facts = facts
         self._device = device
         self._runs = group_runs(facts.n_layers, facts.states)
-        self._rows = Rows(
-            max_rows=max_rows, states=facts.states, max_model_tokens=facts.max_model_tokens, device=device
-        )
+        self._max_rows = max_rows
+        n_rows = max_rows + (device.type != "cpu")
+        self._rows = Rows(max_rows=n_rows, states=facts.states, max_model_tokens=facts.max_model_tokens, device=device)
+        self._graphs: DecodeGraphs | None = None
         self._pools: tuple[Tensor, ...] = ()
         self._mover = Mover(facts.states, device, lane)
         self._kept: dict[int, tuple[Chunk, Tensor]] = {}
@@ -61,14 +75,25 @@ class Stepper:
 
     def use_pools(self, pools: tuple[Tensor, ...], n_host_blocks: tuple[int, ...] = ()) -> None:
         """The state of each layer; the block index is the second dimension of every pool. With as many blocks of the
-        host tier per state group.
+        host tier per state group. On an accelerator the last block of each pool is scratch: no plan names it.
         """
         self._pools = pools
         self._mover.use_pools(pools, n_host_blocks)
+        self._graphs = self._new_graphs() if self._device.type == "cuda" else None
+
+    def _new_graphs(self) -> DecodeGraphs | None:
+        why_not = self._model.why_not_captured
+        if why_not is not None:
+            log.warning("decode steps run kernel by kernel, not as CUDA graphs: %s", why_not)
+            return None
+        for tables, state in zip(self._rows.tables, self._facts.states, strict=True):
+            tables.write([(self._max_rows, (self._pools[state.layers[0]].shape[1] - 1,))], ())
+        model = graphs.Model(embed=self._model.embed, walk=self._walk_whole, logits=self._model.logits)
+        return DecodeGraphs(model, self._rows, self._max_rows, self._facts.max_model_tokens)
 
     def close(self) -> None:
         """Give the pools of both tiers back."""
-        self._pools = ()
+        self._pools, self._graphs = (), None
         self._mover.close()
 
     def run(self, plan: Plan, known: Sequence[Known]) -> Readback:
@@ -78,6 +103,10 @@ class Stepper:
         if plan.is_empty:
             watch.stop()
             return Readback(watch=watch, moved=self._mover.reporter())
+        if self._graphs is not None and not plan.chunks:
+            drawn = self._decode_by_graph(plan.decode, self._graphs)
+            watch.stop()
+            return Readback(watch=watch, samples=drawn, moved=self._mover.reporter())
         whole = self._layout(plan)
         x_TD = self._walk(plan, whole, self._enter(plan))
         self._keep_unfinished(plan, whole, x_TD)
@@ -85,6 +114,26 @@ class Stepper:
         samples = self._sample(plan, whole, x_TD)
         watch.stop()
         return Readback(watch=watch, samples=samples, prompt_logprobs=prompt_logprobs, moved=self._mover.reporter())
+
+    def _decode_by_graph(self, group: DecodeGroup, captured: DecodeGraphs) -> Samples:
+        """A step of nothing but decode rows."""
+        drawing, members = self._decoding.drawing(group)
+        found = captured.run(group, drawing)
+        if drawing is Drawing.OUTSIDE:
+            return self._draw_alone(group, found)
+        self._rows.positions_host_R[members] += 1
+        return Samples(fetch(found.to(torch.int32)), (), None)
+
+    def _draw_alone(self, group: DecodeGroup, logits_NV: Tensor) -> Samples:
+        """Draw for the members of a decode group and remember what was drawn."""
+        draw = self._decoding.draw(group)
+        positions_N = self._rows.positions_R.index_select(0, draw.members_N) + 1
+        return self._finish(draw, logits_NV, positions_N, np.ones_like(draw.members_host_N))
+
+    def _walk_whole(self, x_TD: Tensor, batches: Sequence[SegmentBatch]) -> Tensor:
+        for stretch in stretches([(0, self._facts.n_layers)], self._runs, self._facts.n_layers):
+            x_TD = self._model.run_layers(x_TD, batches[stretch.group], self._pools, stretch.first, stretch.stop)
+        return x_TD
 
     def _apply(self, plan: Plan, known: Sequence[Known]) -> None:
         for row in plan.ends:
@@ -208,17 +257,16 @@ class Stepper:
         if not n_decode and not len(segments):
             return None
         if not len(segments):
-            draw, x_ND = self._decoding.draw(plan.decode), x_TD[:n_decode]
-            tokens_host_N = self._decoding.layout(plan.decode).lens_host_S
-            positions_N = self._rows.positions_R.index_select(0, draw.members_N) + 1
-        else:
-            segments = np.concatenate((np.arange(n_decode), segments))
-            tokens_host_N = whole.lens_host_S[segments]
-            draw = Draw(whole.rows_host_S[segments], self._rows, self._logits)
-            last_N, tokens_N = send_all((whole.q_starts_host[segments + 1] - 1, tokens_host_N), self._device)
-            x_ND = x_TD.index_select(0, last_N)
-            positions_N = self._rows.positions_R.index_select(0, draw.members_N) + tokens_N
-        ids_N, logprobs_host = draw.draw(self._model.logits(x_ND), positions_N)
+            return self._draw_alone(plan.decode, self._model.logits(x_TD[:n_decode]))
+        segments = np.concatenate((np.arange(n_decode), segments))
+        tokens_host_N = whole.lens_host_S[segments]
+        draw = Draw(whole.rows_host_S[segments], self._rows, self._logits)
+        last_N, tokens_N = send_all((whole.q_starts_host[segments + 1] - 1, tokens_host_N), self._device)
+        positions_N = self._rows.positions_R.index_select(0, draw.members_N) + tokens_N
+        return self._finish(draw, self._model.logits(x_TD.index_select(0, last_N)), positions_N, tokens_host_N)
+
+    def _finish(self, draw: Draw, logits_NV: Tensor, positions_N: Tensor, tokens_host_N: Ints) -> Samples:
+        ids_N, logprobs_host = draw.draw(logits_NV, positions_N)
         self._rows.advance(draw.members_host_N, tokens_host_N, draw.members_N, positions_N, ids_N)
         return Samples(fetch(ids_N.to(torch.int32)), draw.logprobs_at, logprobs_host)
 
@@ -231,6 +279,16 @@ class _Decoding:
         self._logits = logits
         self._layout_key: tuple[int, tuple[int, ...]] | None = None
         self._draw_key: tuple[int, int, tuple[int, ...]] | None = None
+        self._drawing_key: tuple[int, int, tuple[int, ...]] | None = None
+
+    def drawing(self, group: DecodeGroup) -> tuple[Drawing, Ints]:
+        """How the members draw, and who they are."""
+        key = self._rows.generation, group.version, group.rows
+        if self._drawing_key != key:
+            self._members = np.array(group.rows, np.int64)
+            self._drawing = graphs.drawing_of(self._members, self._rows, self._logits)
+            self._drawing_key = key
+        return self._drawing, self._members
 
     def layout(self, group: DecodeGroup) -> Layout:
         key = group.version, group.rows

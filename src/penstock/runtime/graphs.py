@@ -1,0 +1,190 @@
+"""Decode steps as CUDA graphs: one launch for a whole step, from the last tokens to the next ones.
+
+Theory. Everything that a decode step reads stands on the device by row (`rows.py`): last tokens, positions, block
+tables, sampling parameters. Only *which* rows take part comes from the host, so a captured step reads them from one
+small buffer, and a step whose members are those of the last one sends nothing. A graph has a fixed number of rows, its
+bucket; what a smaller batch leaves is filled with the scratch row, which has a block of its own to write to and stays
+at position 0.
+
+Graphs are captured when they are first needed: a bucket's first step runs kernel by kernel (and compiles what is new),
+its second one is captured. So the start does not wait for them, and sizes that never occur cost nothing.
+
+What draws is part of the graph, in three forms: argmax, a plain draw, a draw behind filters. Rows that want more of
+their logits (log-probabilities, penalties, biases, allowed ids) end the graph at the logits; the rest is as ever.
+
+Shape letters: R rows, S places of a bucket, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from penstock.core.plan import DecodeGroup
+from penstock.ops.batch import SegmentBatch
+from penstock.ops.sample import sample
+from penstock.runtime.layout import Layout
+from penstock.runtime.logits import LogitsStage
+from penstock.runtime.rows import Int, Real, Rows
+from penstock.runtime.transfer import Ints, send
+
+log = logging.getLogger(__name__)
+BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512)
+
+
+class Drawing(Enum):
+    """How the rows of a step get their tokens."""
+
+    GREEDY = "greedy"
+    PLAIN = "plain"
+    FILTERED = "filtered"
+    OUTSIDE = "outside"  # of the graph
+
+
+def drawing_of(members: Ints, rows: Rows, logits: LogitsStage) -> Drawing:
+    """The least that serves all of these rows. Reads the host's copies only."""
+    ints_NI, reals_NR = rows.ints.host[members], rows.reals.host[members]
+    if ints_NI[:, Int.LOGPROBS].any() or logits.is_used_by(members):
+        return Drawing.OUTSIDE
+    is_hot_N = reals_NR[:, Real.TEMPERATURE] > 0
+    if not is_hot_N.any():
+        return Drawing.GREEDY
+    ints_NI, reals_NR = ints_NI[is_hot_N], reals_NR[is_hot_N]
+    is_plain = not ints_NI[:, Int.TOP_K].any() and (reals_NR[:, Real.TOP_P] >= 1).all()
+    return Drawing.PLAIN if is_plain and not reals_NR[:, Real.MIN_P].any() else Drawing.FILTERED
+
+
+class Walk(Protocol):
+    """Through all layers, for segments that start at layer 0 and stop at none."""
+
+    def __call__(self, x_TD: Tensor, batches: Sequence[SegmentBatch]) -> Tensor: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """The parts of a step that depend on the model."""
+
+    embed: Callable[[Tensor], Tensor]
+    walk: Walk
+    logits: Callable[[Tensor], Tensor]
+
+
+@dataclass(slots=True)
+class _Bucket:
+    """What all graphs of one size share. layout.rows_S is where a graph reads its rows."""
+
+    layout: Layout
+    holds: tuple[int, tuple[int, ...]] | None = None  # the group whose rows stand there
+
+
+@dataclass(frozen=True, slots=True)
+class _Captured:
+    """logits: for a draw outside of the graph; overwritten by the next replay of any graph."""
+
+    graph: torch.cuda.CUDAGraph
+    logits_SV: Tensor | None
+
+
+class DecodeGraphs:
+    """Runs decode groups. scratch_row: the one behind all others, with blocks that are nobody's.
+
+    is_capturing: else every step runs as the first of its kind does; the same kernels, so the same tokens.
+    """
+
+    def __init__(self, model: Model, rows: Rows, scratch_row: int, longest_tokens: int) -> None:
+        self._model = model
+        self._rows = rows
+        self._scratch_row = scratch_row
+        self._longest_tokens = longest_tokens
+        self._sizes = [size for size in BUCKETS if size < scratch_row] + [scratch_row]
+        self._buckets: dict[int, _Bucket] = {}
+        self._graphs: dict[tuple[int, Drawing], _Captured] = {}
+        self.is_capturing = True
+        self._seen: set[tuple[int, Drawing]] = set()
+        self._ids_S = torch.zeros(scratch_row, dtype=torch.int64, device=rows.device)
+        self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream(rows.device)  # type: ignore[no-untyped-call]
+
+    def run(self, group: DecodeGroup, drawing: Drawing) -> Tensor:
+        """One step of the group: its new tokens, int64, or its logits if it draws outside; good until the next step."""
+        size = next(size for size in self._sizes if size >= group.tokens)
+        bucket = self._bucket(size)
+        key = size, drawing
+        if self.is_capturing and key in self._seen and key not in self._graphs:
+            self._graphs[key] = self._capture(bucket, drawing)
+        if bucket.holds != (group.version, group.rows):
+            bucket.layout.rows_S.copy_(send(self._filled(size, group.rows), self._rows.device), non_blocking=True)
+            bucket.holds = group.version, group.rows
+        if key in self._graphs:
+            captured = self._graphs[key]
+            captured.graph.replay()
+            logits_SV = captured.logits_SV
+        else:
+            self._seen.add(key)
+            logits_SV = self._body(bucket, drawing)
+        return (self._ids_S if logits_SV is None else logits_SV)[: group.tokens]
+
+    def _bucket(self, size: int) -> _Bucket:
+        if size not in self._buckets:
+            layout = Layout(self._filled(size, ()), np.ones(size, np.int64), self._rows.device)
+            self._buckets[size] = _Bucket(layout)
+        return self._buckets[size]
+
+    def _filled(self, size: int, rows: tuple[int, ...]) -> Ints:
+        return np.array(rows + (self._scratch_row,) * (size - len(rows)), np.int64)
+
+    def _capture(self, bucket: _Bucket, drawing: Drawing) -> _Captured:
+        """Record the step; nothing of it is done yet."""
+        current = torch.cuda.current_stream(self._rows.device)
+        self._stream.wait_stream(current)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.stream(self._stream):
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            try:
+                logits_SV = self._body(bucket, drawing)
+            finally:
+                graph.capture_end()
+        current.wait_stream(self._stream)
+        log.debug("captured a decode step of %d rows, %s", len(bucket.layout.rows_S), drawing.value)
+        return _Captured(graph, logits_SV)
+
+    def _body(self, bucket: _Bucket, drawing: Drawing) -> Tensor | None:
+        """A step of the rows in `layout.rows_S`, whole, or up to the logits, which it returns then."""
+        rows, rows_S = self._rows, bucket.layout.rows_S
+        size = len(rows_S)
+        bounds_host_S = np.full(size, self._longest_tokens - 1, np.int64)
+        batches = bucket.layout.batches(rows, bounds_host_S)
+        x_SD = self._model.embed(rows.last_R.index_select(0, rows_S))
+        logits_SV = self._model.logits(self._model.walk(x_SD, batches))
+        if drawing is Drawing.OUTSIDE:
+            return logits_SV
+        positions_S = rows.positions_R.index_select(0, rows_S) + 1
+        ids_S = self._draw(logits_SV, rows_S, positions_S, drawing)
+        rows.positions_R.index_copy_(0, rows_S, positions_S)
+        rows.positions_R[self._scratch_row].zero_()
+        rows.last_R.index_copy_(0, rows_S, ids_S)
+        self._ids_S[:size].copy_(ids_S)
+        return None
+
+    def _draw(self, logits_SV: Tensor, rows_S: Tensor, positions_S: Tensor, drawing: Drawing) -> Tensor:
+        if drawing is Drawing.GREEDY:
+            return logits_SV.argmax(dim=-1)
+        reals = self._rows.reals.dev.index_select(0, rows_S).t().contiguous()
+        ints = self._rows.ints.dev.index_select(0, rows_S).t().contiguous()
+        is_filtered = drawing is Drawing.FILTERED
+        return sample(
+            logits_SV,
+            reals[Real.TEMPERATURE],
+            ints[Int.TOP_K] if is_filtered else None,
+            reals[Real.TOP_P] if is_filtered else None,
+            reals[Real.MIN_P] if is_filtered else None,
+            ints[Int.SEED],
+            positions_S - ints[Int.PROMPT_TOKENS],
+        )

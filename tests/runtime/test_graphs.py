@@ -1,0 +1,92 @@
+"""Decode steps as CUDA graphs: what is captured gives the tokens of the same kernels one by one."""
+
+from __future__ import annotations
+
+import json
+from random import Random
+
+import numpy as np
+import pytest
+import torch
+
+from penstock.core.plan import Plan, RowStart
+from penstock.core.request import SamplingParams
+from penstock.models.facts import model_facts
+from penstock.models.weights import read_model_spec
+from penstock.runtime.build import build_executor
+from penstock.runtime.graphs import Drawing, drawing_of
+from penstock.runtime.rows import Rows
+from penstock.runtime.transforms import make_logits_stage
+
+from .driver import Job
+from .real import run_jobs, shrunk_config
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ([{"temperature": 0.0}, {"temperature": 0.0, "top_k": 5}], Drawing.GREEDY),
+        ([{"temperature": 0.0}, {"temperature": 0.6}], Drawing.PLAIN),
+        ([{"temperature": 0.6}, {"temperature": 0.6, "min_p": 0.1}], Drawing.FILTERED),
+        ([{"temperature": 0.6, "top_k": 5}], Drawing.FILTERED),
+        ([{"temperature": 0.6, "top_p": 0.9}], Drawing.FILTERED),
+        ([{"temperature": 0.0}, {"logprobs": 2}], Drawing.OUTSIDE),
+        ([{"temperature": 0.0}, {"presence_penalty": 1.0}], Drawing.OUTSIDE),
+    ],
+)
+def test_a_step_draws_in_the_least_form_that_serves_its_rows(asked, expected, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(shrunk_config()))
+    facts = model_facts(read_model_spec(tmp_path), "tiny", block_tokens=4, kv_dtype=torch.float32, weight_bytes=0)
+    device = torch.device("cpu")
+    rows = Rows(max_rows=4, states=facts.states, max_model_tokens=32, device=device)
+    stage = make_logits_stage(facts, 4, device)
+    starts = tuple(
+        RowStart(
+            row=row,
+            tokens=np.array([1, 2], np.int32),
+            prompt_tokens=2,
+            computed_tokens=0,
+            blocks=((row,),),
+            sampling=SamplingParams(**params),
+            seed=0,
+        )
+        for row, params in enumerate(asked)
+    )
+    plan, known = Plan(starts=starts), [np.array([1, 2], np.int32)] * len(starts)
+    rows.apply(plan, known)
+    stage.follow(plan, known)
+    assert drawing_of(np.arange(len(starts)), rows, stage) is expected
+
+
+@needs_cuda
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_captured_steps_draw_what_their_kernels_draw_one_by_one(dtype, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(shrunk_config()))
+    found = []
+    for is_capturing in (True, False):
+        options = {"dtype": dtype, "device": "cuda", "load_format": "dummy", "max_rows": 9, "block_tokens": 4}
+        executor = build_executor(tmp_path, kv_memory_bytes=2**24, **options)
+        graphs = executor._step._graphs
+        graphs.is_capturing = is_capturing
+        rng = Random(7)
+        jobs = [
+            Job(
+                prompt=[rng.randrange(61) for _ in range(rng.randint(1, 30))],
+                n_outputs=rng.randint(1, 25),
+                sampling=SamplingParams(
+                    temperature=rng.choice([0.0, 0.0, 0.7]),
+                    top_k=rng.choice([0, 9]),
+                    logprobs=rng.choice([None, None, None, 2]),
+                    presence_penalty=rng.choice([0.0, 0.0, 1.5]),
+                ),
+                seed=rng.randrange(2**63),
+            )
+            for _ in range(30)
+        ]
+        run_jobs(executor, jobs, rng)
+        found.append([job.outputs for job in jobs])
+        executor.close()
+        assert bool(graphs._graphs) is is_capturing
+    assert found[0] == found[1]
