@@ -18,6 +18,7 @@ from penstock.runtime.memory_plan import (
     parse_bytes,
     plan_memory,
     show_bytes,
+    useful_kv_bytes,
     with_host_tier,
 )
 
@@ -124,9 +125,15 @@ def test_more_memory_than_is_free_is_refused():
 
 
 def test_the_default_leaves_a_laptop_its_memory():
-    assert default_kv_bytes(8 * GIB, is_cpu=True) == 2 * GIB
-    assert default_kv_bytes(128 * GIB, is_cpu=True) == 4 * GIB
-    assert 32 * GIB < default_kv_bytes(40 * GIB, is_cpu=False) < 40 * GIB
+    assert default_kv_bytes(8 * GIB, is_cpu=True, useful_bytes=GIB) == 2 * GIB
+    assert default_kv_bytes(128 * GIB, is_cpu=True, useful_bytes=GIB) == 4 * GIB
+    assert 32 * GIB < default_kv_bytes(40 * GIB, is_cpu=False, useful_bytes=900 * GIB) < 40 * GIB
+
+
+def test_a_small_model_takes_no_whole_gpu_by_default():
+    useful_bytes = useful_kv_bytes(facts(max_model_tokens=1000), max_rows=3)
+    assert useful_bytes == 4 * 3 * 63 * 64 * KIB
+    assert default_kv_bytes(100 * GIB, is_cpu=False, useful_bytes=useful_bytes) == useful_bytes
 
 
 def files(root: Path, **contents: str) -> Path:

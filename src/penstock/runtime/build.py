@@ -19,7 +19,14 @@ from typing import TYPE_CHECKING
 from penstock.core.errors import ConfigError
 from penstock.core.plan import Chunk, DecodeGroup, Plan, RowStart
 from penstock.core.request import SamplingParams
-from penstock.runtime.memory_plan import MemoryPlan, default_kv_bytes, free_ram_bytes, plan_memory, with_host_tier
+from penstock.runtime.memory_plan import (
+    MemoryPlan,
+    default_kv_bytes,
+    free_ram_bytes,
+    plan_memory,
+    useful_kv_bytes,
+    with_host_tier,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -198,7 +205,7 @@ def _plan_memory(
     is_cpu = device.type == "cpu"
     free_bytes = host_bytes if is_cpu else torch.cuda.mem_get_info(device)[0]
     free_bytes = max(0, free_bytes - facts.weight_bytes)  # they are loaded next
-    default_bytes = default_kv_bytes(free_bytes, is_cpu=is_cpu)
+    default_bytes = default_kv_bytes(free_bytes, is_cpu=is_cpu, useful_bytes=useful_kv_bytes(facts, max_rows))
     plan = plan_memory(
         facts, free_bytes=free_bytes, default_kv_bytes=default_bytes, kv_bytes=kv_bytes, max_rows=max_rows
     )

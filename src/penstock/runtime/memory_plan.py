@@ -22,6 +22,7 @@ SHOWN_TOKENS = 2048
 ENDLESS_TOKENS = 2**40  # more than any model's context
 CPU_MOST_BYTES = 4 * GIB
 CPU_FRAC = 0.25  # a laptop has other things to hold
+USEFUL_FILLS = 4
 DEVICE_FRAC = 0.85  # the rest is for activations and logits
 
 
@@ -193,9 +194,20 @@ def _bytes_of(states: tuple[StateSpec, ...], n_blocks: tuple[int, ...]) -> int:
     return sum(n * spec.block_bytes for n, spec in zip(n_blocks, states, strict=True))
 
 
-def default_kv_bytes(free_bytes: int, *, is_cpu: bool) -> int:
-    """What to take when nobody said."""
-    return min(CPU_MOST_BYTES, int(CPU_FRAC * free_bytes)) if is_cpu else int(DEVICE_FRAC * free_bytes)
+def default_kv_bytes(free_bytes: int, *, is_cpu: bool, useful_bytes: int) -> int:
+    """What to take when nobody said. useful_bytes: see `useful_kv_bytes`; a small model needs no whole GPU."""
+    if is_cpu:
+        return min(CPU_MOST_BYTES, int(CPU_FRAC * free_bytes))
+    return min(int(DEVICE_FRAC * free_bytes), useful_bytes)
+
+
+def useful_kv_bytes(facts: ModelFacts, max_rows: int) -> int:
+    """Every row at the longest that the model takes, `USEFUL_FILLS` times: beyond the first for prefixes."""
+    return (
+        USEFUL_FILLS
+        * max_rows
+        * sum(-(-facts.max_model_tokens // spec.block_tokens) * spec.block_bytes for spec in facts.states)
+    )
 
 
 def free_ram_bytes(root: Path = Path("/")) -> int | None:
