@@ -70,6 +70,7 @@ static thread_local Scratch scratch;
 class Team {
  public:
   static constexpr int MOST_PHASES = 16;
+  static constexpr int SPINS = 500;  // some 10 us: a phase ends about then, or somebody was not given a core
 
   template <class F>
   static void run(int threads, F f) {  // f(team), by every thread
@@ -105,7 +106,7 @@ class Team {
       return;
     }
     for (int spins = 0; round_.load(std::memory_order_acquire) == round; spins++) {
-      if (spins < 4000)
+      if (spins < SPINS)
         _mm_pause();
       else
         sched_yield();  // more threads than cores: whoever is missing needs this one
