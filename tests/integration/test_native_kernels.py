@@ -16,6 +16,12 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+@pytest.fixture(autouse=True)
+def _loaded_here_only(monkeypatch):
+    """Other tests of this process compare with torch's bits."""
+    monkeypatch.setattr(native, "_state", native.State(None, "not prepared"))
+
+
 def prompts() -> list[list[int]]:
     drawn = random.Random(3)
     return [[drawn.randrange(3, VOCAB_SIZE) for _ in range(drawn.randint(1, 90))] for _ in range(N_STREAMS)]

@@ -47,7 +47,11 @@ needs_kernels = pytest.mark.skipif(
 
 @pytest.fixture(autouse=True, scope="module")
 def _native_kernels():
+    """Loaded for this module; other tests of this process compare with torch's bits."""
+    before = native.state()
     native.prepare()
+    yield
+    native._state = before
 
 
 def decoder_of(attention, dtype, format, has_bias=False):
