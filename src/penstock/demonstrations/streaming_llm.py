@@ -62,8 +62,10 @@ def show_perplexity(console: Console) -> None:
     console.print(table)
     console.print(f"Without sinks, perplexity is at most {worst_ratio:.3f} times that with sinks.")
     if worst_ratio < WORTH_TELLING:
-        console.print("So this model has not learned to need them. Models of billions of parameters do: Llama 2 13B")
-        console.print("reads 5158 instead of 5.40 (table 1 of the paper).")
+        console.print(
+            "So this model has not learned to need them. Models of billions of parameters do: Llama 2 13B reads 5158 "
+            "instead of 5.40 (table 1 of the paper)."
+        )
 
 
 def unseen_text(n_tokens: int) -> list[int]:
