@@ -108,7 +108,6 @@ class Bench:
             chunk_tokens=point.chunk,
             chunk_keys=point.before + point.chunk if point.chunk else 0,
             chunk_pairs=point.chunk * (point.before + (point.chunk + 1) / 2),
-            n_chunks=bool(point.chunk),
             samples=point.rows + bool(point.chunk),
         )
         return Sample(load, statistics.median(seconds[WARM_UPS:]))

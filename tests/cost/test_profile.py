@@ -24,7 +24,7 @@ def decode(rows, context):
 def chunk(tokens, before, rows=0, context=0):
     return StepLoad(
         decode_rows=rows, decode_keys=rows * context, chunk_tokens=tokens, chunk_keys=before + tokens,
-        chunk_pairs=tokens * (before + (tokens + 1) / 2), n_chunks=1, samples=rows + 1,
+        chunk_pairs=tokens * (before + (tokens + 1) / 2), samples=rows + 1,
     )  # fmt: skip
 
 

@@ -150,7 +150,7 @@ def test_a_host_tier_takes_what_is_preempted_and_gives_it_back():
         setup = Setup(hardware=hard, policies=lambda: build_policies(slots={"preempt": "cheapest"}))
         fleet = fleet_of(setup, trace)
         fleet.run(trace)
-        counters = fleet.instances[0].counters()
+        counters = fleet.instances[0].engine.counters()
         runs[host_blocks] = run_of(setup, trace, fleet), counters
         fleet.instances[0].engine.scheduler.audit()
     (without, plain), (with_tier, counters) = runs[0], runs[400]

@@ -20,7 +20,6 @@ class StepLoad:
     chunk_tokens: int = 0
     chunk_keys: int = 0
     chunk_pairs: float = 0.0
-    n_chunks: int = 0
     samples: int = 0
     layer_frac: float = 1.0
 

@@ -91,7 +91,6 @@ class SimExecutor:
         self._host_bytes_per_s = host_bytes_per_s
         self._lane_busy_until_s = 0.0  # the link to host memory
         self._submitted: deque[tuple[float, int, StepResult]] = deque()
-        self.device_s = 0.0
 
     @property
     def facts(self) -> ModelFacts:
@@ -111,7 +110,6 @@ class SimExecutor:
             self._clock.wait_until(self._clock.now_s() + self._cost.host_s(load))
         seconds = 0.0 if plan.is_empty else self._cost.step(load).seconds
         self._busy_until_s = max(self._busy_until_s, self._clock.now_s()) + seconds
-        self.device_s += seconds
         moved, done_s = self._move(plan), self._busy_until_s
         if moved:
             done_s = max(done_s, self._lane_busy_until_s)
@@ -169,7 +167,6 @@ class SimExecutor:
             chunk_tokens=chunk_tokens,
             chunk_keys=chunk_keys,
             chunk_pairs=pairs,
-            n_chunks=len(plan.chunks),
             samples=plan.decode.tokens + len(drawn),
             layer_frac=layers / (self._facts.n_layers * chunk_tokens),
         )

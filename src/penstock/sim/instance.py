@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from penstock.core.errors import ConfigError
@@ -118,6 +118,3 @@ class Instance:
     def n_open(self) -> int:
         """Requests that it has and that are not over."""
         return self.engine.scheduler.ledger.n_open
-
-    def counters(self) -> Mapping[str, float]:
-        return self.engine.counters()
