@@ -25,6 +25,7 @@ from penstock.flags import (
     Quantize,
     SinkTokens,
     Threads,
+    TracePath,
     WindowTokens,
 )
 
@@ -135,6 +136,7 @@ def serve(
     max_queued_tokens: Annotated[int, typer.Option(help="Most waiting prompt tokens; more get 503.")] = 4_194_304,
     prefix_caching: PrefixCaching = True,
     look_ahead: Annotated[int, typer.Option(help="Steps planned while one runs.")] = 1,
+    trace: TracePath = None,
     load_format: LoadFormat = "auto",
     quantize: Quantize = "none",
     native_kernels: NativeKernels = False,
@@ -186,6 +188,7 @@ def serve(
         "max_queued_tokens": max_queued_tokens,
         "prefix_caching": prefix_caching,
         "look_ahead": look_ahead,
+        "trace": trace,
         "threads": threads,
         "policy": policy,
     }

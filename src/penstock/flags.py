@@ -22,6 +22,10 @@ WindowTokens = Annotated[
 SinkTokens = Annotated[int, typer.Option(help="First tokens that are kept beside --window-tokens.")]
 NativeKernels = Annotated[bool, typer.Option(help="C++ kernels for the CPU, compiled on first use.")]
 PrefixCaching = Annotated[bool, typer.Option(help="Share the state of equal prompt prefixes.")]
+TracePath = Annotated[
+    str | None,
+    typer.Option("--trace", help="Write a timeline of host and device here, for Perfetto, when the engine closes."),
+]
 Threads = Annotated[int | None, typer.Option(help="CPU threads of the engine. [default: all cores]")]
 Policy = Annotated[str, typer.Option("--policy", help="A preset of policies; see `penstock policies`.")]
 LoadFormat = Annotated[str, typer.Option(help="auto, or dummy: random weights from config.json.")]

@@ -14,18 +14,20 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from random import Random
 
 import msgspec
 
-from penstock.core.errors import EngineDied, PenstockError, UserError
+from penstock.core.errors import ConfigError, EngineDied, PenstockError, UserError
 from penstock.engine.client import EngineClient
 from penstock.engine.limits import QueueLimits
 from penstock.engine.link import QueueLink
 from penstock.engine.loop import Engine, build_engine
 from penstock.engine.messages import Died, Hello, Phase, Shutdown
 from penstock.engine.serving import serve_engine
+from penstock.engine.tracing import Tracer, build_traced_engine
 from penstock.options import EngineOptions
 from penstock.runtime.memory_plan import MemoryPlan, parse_bytes
 from penstock.text.tokenizer import Tokenizer
@@ -46,14 +48,29 @@ def no_phases(name: str, seconds: float | None) -> None:
 
 def make_engine(options: EngineOptions, on_phase: OnPhase = no_phases) -> Engine:
     """Load the model and join the parts of one engine in this process. Raises ModelError or ConfigError."""
-    return _simulated(options, on_phase) if options.executor == "simulated" else _real(options, on_phase)
+    tracer = None if options.trace is None else _tracer(Path(options.trace))
+    make = _simulated if options.executor == "simulated" else _real
+    return make(options, on_phase, tracer)
 
 
 def _limits(options: EngineOptions) -> QueueLimits:
     return QueueLimits(max_queued_requests=options.max_queued_requests, max_queued_tokens=options.max_queued_tokens)
 
 
-def _simulated(options: EngineOptions, on_phase: OnPhase) -> Engine:
+def _tracer(path: Path) -> Tracer:
+    """Raises ConfigError for a path that cannot be written: told now, not when everything has run."""
+    try:
+        path.touch()
+    except OSError as error:
+        raise ConfigError(f"cannot write the trace {path}: {error.strerror}; give --trace another path") from None
+    return Tracer(path)
+
+
+def _builder(tracer: Tracer | None) -> Callable[..., Engine]:
+    return build_engine if tracer is None else partial(build_traced_engine, tracer)
+
+
+def _simulated(options: EngineOptions, on_phase: OnPhase, tracer: Tracer | None) -> Engine:
     """An engine whose steps take predicted time, for real clients: a staging server without the device."""
     from penstock.sim.executor import SleepingClock
     from penstock.sim.instance import simulated_engine
@@ -80,6 +97,7 @@ def _simulated(options: EngineOptions, on_phase: OnPhase) -> Engine:
         share_prefixes=options.prefix_caching,
         has_own_host_time=True,
         some_token=Tokenizer.from_path(options.model_path).encode(STUB_TEXT, add_special_tokens=False)[-1],
+        build=_builder(tracer),
     )
 
 
@@ -88,7 +106,7 @@ def answer_tokens(seed: int) -> int:
     return 1 + int(Random(seed).expovariate(1 / MEAN_ANSWER_TOKENS))
 
 
-def _real(options: EngineOptions, on_phase: OnPhase) -> Engine:
+def _real(options: EngineOptions, on_phase: OnPhase, tracer: Tracer | None) -> Engine:
     from penstock.runtime.build import build_executor
 
     def tell_memory(plan: MemoryPlan) -> None:
@@ -114,7 +132,9 @@ def _real(options: EngineOptions, on_phase: OnPhase) -> Engine:
         on_phase=on_phase,
         on_memory=tell_memory,
     )
-    return build_engine(
+    if tracer is not None:
+        executor.tell_spans(tracer.note_span)
+    return _builder(tracer)(
         executor,
         executor.n_blocks,
         policies,

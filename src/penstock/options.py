@@ -31,7 +31,8 @@ class EngineOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, fr
     preempted sequences are swapped to and evicted prefixes kept ("0": none). max_running: most sequences at a time.
     max_model_tokens: a shorter context than the model's. window_tokens: StreamingLLM, keep the first sink_tokens and
     the last window_tokens of every sequence, and let it go on without an end (max_model_tokens, by default 2**20);
-    none: keep all. policy, slots, policy_options: see `penstock policies`.
+    none: keep all. trace: a file for a timeline of host and device, written when the engine closes. policy, slots,
+    policy_options: see `penstock policies`.
     """
 
     model: str = DEFAULT_MODEL
@@ -52,6 +53,7 @@ class EngineOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, fr
     max_queued_tokens: int = 4_194_304
     prefix_caching: bool = True
     look_ahead: int = 1
+    trace: str | None = None
     threads: int | None = None
     policy: str = "default"
     slots: dict[str, str] = {}

@@ -126,8 +126,9 @@ def penstock(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True)
 
 
-def test_the_command_reports_every_token_and_ends_in_json():
-    done = penstock("--workload", "mixed256", "--scale", "0.02", "--length-scale", "0.05")
+def test_the_command_reports_every_token_and_ends_in_json(tmp_path):
+    trace = tmp_path / "trace.json"
+    done = penstock("--workload", "mixed256", "--scale", "0.02", "--length-scale", "0.05", "--trace", str(trace))
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout.splitlines()[-1])
     workload = make_offline("mixed256", scale=0.02, length_scale=0.05, vocab_size=4096)
@@ -136,6 +137,12 @@ def test_the_command_reports_every_token_and_ends_in_json():
     assert report["share"] == max(report["read_share"], report["compute_share"]) > 0
     assert (report["dtype"], report["quantize"], report["device"]) == ("bfloat16", "none", "cpu")
     assert "output tokens/s" in done.stdout
+    events = json.loads(trace.read_text())["traceEvents"]
+    ran = [event["args"] for event in events if event["ph"] == "X" and "args" in event]
+    assert len(ran) == report["steps"] == report["trace"]["steps"]
+    assert sum(step["chunk_tokens"] for step in ran) == workload.input_tokens
+    assert {step["ran"] for step in ran} == {"kernel by kernel"}
+    assert "the device works" in done.stdout
 
 
 def test_a_workload_that_the_context_does_not_hold_says_how_to_make_it_fit():

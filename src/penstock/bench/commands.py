@@ -18,6 +18,7 @@ from penstock.flags import (
     PrefixCaching,
     Quantize,
     Threads,
+    TracePath,
 )
 from penstock.workload.offline import OFFLINE
 
@@ -48,6 +49,7 @@ def offline_command(
     load_format: LoadFormat = "auto",
     threads: Threads = None,
     policy: Policy = "default",
+    trace: TracePath = None,
     seed: Annotated[int, typer.Option(help="Of the prompts.")] = 0,
 ) -> None:
     """Run a workload through an engine at once: tokens per second, and the share of what this machine can do.
@@ -72,6 +74,7 @@ def offline_command(
             "load_format": load_format,
             "threads": threads,
             "policy": policy,
+            "trace": trace,
         }
     )
     to_people = Console(stderr=True)

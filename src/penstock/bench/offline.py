@@ -19,6 +19,8 @@ from penstock.bench.shapes import SHAPES, folder_of
 from penstock.core.errors import ConfigError, EngineDied
 from penstock.core.request import Request, SamplingParams
 from penstock.engine.loop import Engine
+from penstock.engine.timeline import TraceSummary, summarise
+from penstock.engine.tracing import TracedEngine
 from penstock.launch import OnPhase, make_engine
 from penstock.llm import unbounded
 from penstock.models.weights import read_model_spec, resolve_dtype
@@ -29,7 +31,10 @@ from penstock.workload.offline import OfflineWorkload, make_offline
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OfflineReport:
-    """seconds: from the first request to the last token, nothing of the start. cores_used: CPU time over `seconds`."""
+    """seconds: from the first request to the last token, nothing of the start. cores_used: CPU time over `seconds`.
+
+    trace: what a timeline of the run says, if one was asked for.
+    """
 
     model: str
     workload: str
@@ -48,6 +53,7 @@ class OfflineReport:
     linear_gflop_per_s: float
     least_compute_s: float
     least_read_s: float
+    trace: TraceSummary | None
 
     @property
     def rates(self) -> dict[str, float]:
@@ -63,6 +69,7 @@ class OfflineReport:
 
     def as_json(self) -> str:
         values = {"benchmark": "offline", **asdict(self), **self.rates}
+        values["trace"] = None if self.trace is None else self.trace.as_dict()
         return json.dumps({name: round(v, 4) if isinstance(v, float) else v for name, v in values.items()})
 
 
@@ -104,10 +111,11 @@ def run_offline(
             most_running=options.max_running,
             has_prefix_cache=options.prefix_caching,
         )
+        trace = summarise(engine.tracer.timeline) if isinstance(engine, TracedEngine) else None
         steps = int(engine.counters()["steps_total"])
         dtype = str(resolve_dtype(spec, options.dtype)).removeprefix("torch.")
         options = structs.replace(options, dtype=dtype)
-        return _report(options, workload, device, limits, bound, steps, seconds, cores_used)
+        return _report(options, workload, device, limits, bound, steps, seconds, cores_used, trace)
 
 
 def print_report(report: OfflineReport, console: Console) -> None:
@@ -131,6 +139,13 @@ def print_report(report: OfflineReport, console: Console) -> None:
     ):
         table.add_row(name, value)
     console.print(table)
+    if report.trace is not None:
+        timeline = Table(title="Where the time went", title_justify="left")
+        timeline.add_column("")
+        timeline.add_column("", justify="right")
+        for name, value in report.trace.lines():
+            timeline.add_row(name, value)
+        console.print(timeline)
     print(report.as_json())
 
 
@@ -168,6 +183,7 @@ def _report(
     steps: int,
     seconds: float,
     cores_used: float,
+    trace: TraceSummary | None,
 ) -> OfflineReport:
     is_cpu = device.type == "cpu"
     return OfflineReport(
@@ -188,6 +204,7 @@ def _report(
         linear_gflop_per_s=limits.linear_flop_per_s / 1e9,
         least_compute_s=bound.compute_s,
         least_read_s=bound.read_s,
+        trace=trace,
     )
 
 

@@ -115,6 +115,15 @@ class StepResult:
 
 
 @dataclass(frozen=True, slots=True)
+class DeviceSpan:
+    """When the device worked on a step, on the clock of `time.monotonic`. how: what ran, in words for people."""
+
+    start_s: float
+    stop_s: float
+    how: str
+
+
+@dataclass(frozen=True, slots=True)
 class Ticket:
     """A submitted plan whose result was not collected yet."""
 

@@ -7,7 +7,7 @@ ends one; the price is one wasted token for a sequence whose end the host did no
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from penstock.cache.host import HostTier
@@ -115,6 +115,7 @@ def build_engine(
     clock: Clock | None = None,
     look_ahead: int = 1,
     share_prefixes: bool = True,
+    new_engine: Callable[[Scheduler, Executor, Clock, int], Engine] = Engine,
 ) -> Engine:
     """Join the parts of one instance around an executor whose pools hold `n_blocks` blocks per state group, and whose
     host tier holds `n_host_blocks` (none: there is no such tier).
@@ -124,4 +125,4 @@ def build_engine(
     host = HostTier(groups, n_host_blocks, policies.new_retain, costs) if any(n_host_blocks) else None
     memory = Memory(groups, facts.states[0].block_tokens, share_prefixes=share_prefixes, host=host)
     scheduler = Scheduler(facts, memory, policies, executor.max_rows, limits, costs)
-    return Engine(scheduler, executor, clock or MonotonicClock(), look_ahead)
+    return new_engine(scheduler, executor, clock or MonotonicClock(), look_ahead)

@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 
 from penstock.core.errors import EngineDied
-from penstock.core.executor import ModelFacts, StepResult, Ticket
+from penstock.core.executor import DeviceSpan, ModelFacts, StepResult, Ticket
 from penstock.core.plan import Plan
 from penstock.runtime.movers import Lane
 from penstock.runtime.readback import Readback
 from penstock.runtime.rows import Known
+from penstock.runtime.spans import Spans
 from penstock.runtime.step import Model, Stepper
 
 NewPool = Callable[[int, int], Tensor]  # (layer, number of blocks) -> zeros, block index in the second dimension
@@ -64,6 +65,7 @@ class TorchExecutor:
         self._worker: Worker = ThreadPoolExecutor(1, "penstock-step") if device.type == "cpu" else _AtOnce()
         self._submitted: deque[tuple[Ticket, Future[Readback]]] = deque()
         self._died_of: str | None = None
+        self._spans: Spans | None = None
         self.n_blocks: tuple[int, ...] = ()
         self.n_host_blocks: tuple[int, ...] = ()
 
@@ -125,10 +127,17 @@ class TorchExecutor:
         self._submitted.popleft()
         readback = future.result()
         try:
-            return readback.result()
+            result = readback.result()
         except Exception as error:  # an accelerator tells of a broken step only now
             self._note_death(ticket.plan_id, error)
             raise
+        if self._spans is not None:
+            self._spans.tell(readback.watch, readback.how)
+        return result
+
+    def tell_spans(self, to: Callable[[DeviceSpan], None]) -> None:
+        """From now on tell with each result when the device worked on it. Waits for what is queued on the device."""
+        self._spans = Spans(self._device, to)
 
     def close(self) -> None:
         """End the worker and give the pools back. Results that were not collected are lost."""

@@ -32,6 +32,7 @@ from penstock.ops.batch import SegmentBatch
 from penstock.ops.sample import sample
 from penstock.runtime.layout import Layout
 from penstock.runtime.logits import LogitsStage
+from penstock.runtime.readback import KERNEL_BY_KERNEL
 from penstock.runtime.rows import Int, Real, Rows
 from penstock.runtime.transfer import Ints, send
 
@@ -90,6 +91,7 @@ class _Captured:
 
     graph: torch.cuda.CUDAGraph
     logits_SV: Tensor | None
+    how: str
 
 
 class DecodeGraphs:
@@ -107,6 +109,7 @@ class DecodeGraphs:
         self._buckets: dict[int, _Bucket] = {}
         self._graphs: dict[tuple[int, Drawing], _Captured] = {}
         self.is_capturing = True
+        self.how = KERNEL_BY_KERNEL  # of the last step
         self._seen: set[tuple[int, Drawing]] = set()
         self._ids_S = torch.zeros(scratch_row, dtype=torch.int64, device=rows.device)
         self._pool = torch.cuda.graph_pool_handle()
@@ -125,9 +128,11 @@ class DecodeGraphs:
         if key in self._graphs:
             captured = self._graphs[key]
             captured.graph.replay()
+            self.how = captured.how
             logits_SV = captured.logits_SV
         else:
             self._seen.add(key)
+            self.how = KERNEL_BY_KERNEL
             logits_SV = self._body(bucket, drawing)
         return (self._ids_S if logits_SV is None else logits_SV)[: group.tokens]
 
@@ -153,7 +158,7 @@ class DecodeGraphs:
                 graph.capture_end()
         current.wait_stream(self._stream)
         log.debug("captured a decode step of %d rows, %s", len(bucket.layout.rows_S), drawing.value)
-        return _Captured(graph, logits_SV)
+        return _Captured(graph, logits_SV, f"graph of {len(bucket.layout.rows_S)} rows, {drawing.value}")
 
     def _body(self, bucket: _Bucket, drawing: Drawing) -> Tensor | None:
         """A step of the rows in `layout.rows_S`, whole, or up to the logits, which it returns then."""

@@ -15,6 +15,8 @@ from penstock.ops.sample import Logprobs
 from penstock.runtime.movers import Moved
 from penstock.runtime.transfer import fetch
 
+KERNEL_BY_KERNEL = "kernel by kernel"
+
 
 @dataclass(frozen=True, slots=True)
 class LogprobsHost:
@@ -56,12 +58,12 @@ class Stopwatch:
         if device.type != "cpu":
             self._events = torch.Event(device, enable_timing=True), torch.Event(device, enable_timing=True)
             self._events[0].record()
-        self._start_s = time.perf_counter()
+        self._start_s = time.monotonic()
         self._stop_s = self._start_s
 
     def stop(self) -> None:
         """All work of the step is queued (on a CPU: done)."""
-        self._stop_s = time.perf_counter()
+        self._stop_s = time.monotonic()
         if self._events is not None:
             self._events[1].record()
 
@@ -71,6 +73,16 @@ class Stopwatch:
             return self._stop_s - self._start_s
         self._events[1].synchronize()
         return float(self._events[0].elapsed_time(self._events[1])) / 1000
+
+    @property
+    def host_span_s(self) -> tuple[float, float]:
+        """On a CPU when the work began and ended; on an accelerator when it was queued."""
+        return self._start_s, self._stop_s
+
+    @property
+    def events(self) -> tuple[torch.Event, torch.Event] | None:
+        """On an accelerator the points in its stream at which the work begins and ends."""
+        return self._events
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +96,13 @@ class Samples:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Readback:
-    """A step whose work is queued. prompt_logprobs: by chunk, in slices of positions. moved: asked when it is read."""
+    """A step whose work is queued. prompt_logprobs: by chunk, in slices of positions. moved: asked when it is read.
+
+    how: what ran, in words for people.
+    """
 
     watch: Stopwatch
+    how: str = KERNEL_BY_KERNEL
     samples: Samples | None = None
     prompt_logprobs: Mapping[int, tuple[LogprobsHost, ...]] = field(default_factory=dict)
     moved: Callable[[], Moved]

@@ -106,7 +106,7 @@ class Stepper:
         if self._graphs is not None and not plan.chunks:
             drawn = self._decode_by_graph(plan.decode, self._graphs)
             watch.stop()
-            return Readback(watch=watch, samples=drawn, moved=self._mover.reporter())
+            return Readback(watch=watch, how=self._graphs.how, samples=drawn, moved=self._mover.reporter())
         whole = self._layout(plan)
         x_TD = self._walk(plan, whole, self._enter(plan))
         self._keep_unfinished(plan, whole, x_TD)

@@ -82,8 +82,9 @@ def simulated_engine(
     share_prefixes: bool = True,
     has_own_host_time: bool = False,
     some_token: int = SOME_TOKEN,
+    build: Callable[..., Engine] = build_engine,
 ) -> Engine:
-    """The real engine around a `SimExecutor`."""
+    """The real engine around a `SimExecutor`. build: `build_engine`, or what takes its arguments."""
     executor = SimExecutor(
         hardware.facts(),
         hardware.cost,
@@ -94,7 +95,7 @@ def simulated_engine(
         has_own_host_time=has_own_host_time,
         some_token=some_token,
     )
-    return build_engine(
+    return build(
         executor,
         (hardware.n_blocks(),),
         policies,
