@@ -35,8 +35,8 @@ import torch
 from penstock.bench.bounds import MachineLimits, bound_of
 from penstock.bench.limits import measure_limits
 from penstock.bench.shapes import SHAPES, folder_of
+from penstock.models.read_spec import read_model_spec
 from penstock.models.spec import ModelSpec
-from penstock.models.weights import read_model_spec
 from penstock.workload.offline import OfflineRequest, OfflineWorkload
 
 PEERS = Path(__file__).parent / "peers"

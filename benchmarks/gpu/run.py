@@ -98,7 +98,7 @@ def _line(model: str, name: str, prompts: list[list[int]], lengths: list[int], s
     """Rates, and the least bytes and multiply-adds that the workload takes."""
     from penstock.bench.bounds import MachineLimits, bound_of
     from penstock.bench.shapes import folder_of
-    from penstock.models.weights import read_model_spec
+    from penstock.models.read_spec import read_model_spec
     from penstock.workload.offline import OFFLINE, OfflineRequest, OfflineWorkload
 
     requests = tuple(OfflineRequest(prompt=tuple(p), output_tokens=n) for p, n in zip(prompts, lengths, strict=True))

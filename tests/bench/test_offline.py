@@ -11,7 +11,8 @@ import pytest
 from penstock.bench.bounds import MachineLimits, bound_of
 from penstock.bench.shapes import SHAPES, folder_of
 from penstock.core.errors import ConfigError, UnknownName
-from penstock.models.weights import read_model_spec, weight_bytes
+from penstock.models.read_spec import read_model_spec
+from penstock.models.weights import weight_bytes
 from penstock.options import BUNDLED
 from penstock.workload.offline import OFFLINE, OfflineRequest, OfflineWorkload, make_offline
 

@@ -15,7 +15,8 @@ from penstock.cost.load import StepLoad
 from penstock.cost.model import Roofline, Work
 from penstock.cost.shape import shape_of
 from penstock.models.facts import model_facts
-from penstock.models.weights import read_model_spec, resolve_dtype, weight_bytes
+from penstock.models.read_spec import read_model_spec
+from penstock.models.weights import resolve_dtype, weight_bytes
 
 LLAMA = shape_of("llama-8b", SHAPES["llama-8b"])
 
@@ -27,7 +28,9 @@ def test_a_shape_has_the_bytes_that_the_loader_counts(name):
     with folder_of(name) as folder:
         spec = read_model_spec(folder)
         assert shape.weight_bytes == pytest.approx(weight_bytes(spec), rel=1e-3)
-        facts = model_facts(spec, name, block_tokens=16, kv_dtype=resolve_dtype(spec, "auto"), weight_bytes=0)
+        facts = model_facts(
+            spec, name, block_tokens=16, kv_item_bytes=resolve_dtype(spec, "auto").itemsize, weight_bytes=0
+        )
     assert 16 * shape.kv_token_bytes == sum(state.block_bytes for state in facts.states)
     assert shape.max_tokens == facts.max_model_tokens
 

@@ -22,7 +22,8 @@ import torch
 
 from penstock.core.errors import ConfigError, InvalidRequest, ModelError
 from penstock.models.facts import model_facts
-from penstock.models.weights import load_model, read_model_spec, weight_bytes
+from penstock.models.read_spec import read_model_spec
+from penstock.models.weights import load_model, weight_bytes
 from penstock.text.chat_template import ChatTemplate
 from penstock.text.tokenizer import Tokenizer
 from tests.hostile.mutations import mutate_file
@@ -54,7 +55,7 @@ def use_text(path: Path) -> None:
 def use_weights(path: Path) -> None:
     weight_bytes(read_model_spec(path))
     decoder = load_model(path, dtype="float32")
-    model_facts(decoder.spec, "damaged", block_tokens=16, kv_dtype=decoder.dtype, weight_bytes=0)
+    model_facts(decoder.spec, "damaged", block_tokens=16, kv_item_bytes=decoder.dtype.itemsize, weight_bytes=0)
     PagedRun(decoder, [[0, 1, 2]], 4).step({0: 3})
 
 

@@ -18,9 +18,10 @@ from penstock.core.request import Request, SamplingParams
 from penstock.demonstrations.streaming_llm import perplexities, show_stream, unseen_text
 from penstock.engine.loop import build_engine
 from penstock.models.parts import Entrance
+from penstock.models.read_spec import read_model_spec
 from penstock.models.rope import Rotation
 from penstock.models.streaming import with_sinks
-from penstock.models.weights import load_model, read_model_spec
+from penstock.models.weights import load_model
 from penstock.ops.rope.reference import rope
 from penstock.policy.presets import build_policies
 from penstock.runtime.build import build_executor

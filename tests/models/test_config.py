@@ -9,6 +9,7 @@ import torch
 
 from penstock.core.errors import CorruptModel, ModelError, ModelNotFound, UnsupportedModel
 from penstock.models.families import FAMILIES
+from penstock.models.read_spec import read_model_spec
 from penstock.models.rope import Rotation
 from penstock.models.spec import (
     DenseSpec,
@@ -19,7 +20,7 @@ from penstock.models.spec import (
     RopeSpec,
     YarnScaling,
 )
-from penstock.models.weights import read_model_spec, weight_bytes
+from penstock.models.weights import weight_bytes
 
 LLAMA31_8B = {
     "architectures": ["LlamaForCausalLM"],

@@ -129,7 +129,9 @@ def test_half_precision_stays_near_float32(dtype, checkpoint):
 def test_facts_say_what_decisions_need(checkpoint, decoder_of):
     decoder = decoder_of("qwen3")
     size_bytes = weight_bytes(decoder.spec)
-    facts = model_facts(decoder.spec, "tiny", block_tokens=8, kv_dtype=torch.bfloat16, weight_bytes=size_bytes)
+    facts = model_facts(
+        decoder.spec, "tiny", block_tokens=8, kv_item_bytes=torch.bfloat16.itemsize, weight_bytes=size_bytes
+    )
     (state,) = facts.states
     assert (facts.name, facts.n_layers, facts.vocab_size, facts.max_model_tokens) == ("tiny", 4, VOCAB_SIZE, 256)
     assert facts.weight_bytes == 4 * sum(p.numel() for p in checkpoint("qwen3")[0].parameters()) + QK_NORM_ROWS_BYTES

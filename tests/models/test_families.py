@@ -11,8 +11,8 @@ from penstock.core.errors import CorruptModel, UnsupportedModel
 from penstock.models.config_file import ConfigFile
 from penstock.models.families import family_of
 from penstock.models.parameters import parameters_of
+from penstock.models.read_spec import read_model_spec
 from penstock.models.spec import ModelSpec
-from penstock.models.weights import read_model_spec
 
 QWEN25_05B = {
     "architectures": ["Qwen2ForCausalLM"],

@@ -16,7 +16,8 @@ from penstock.core.errors import CorruptModel, UnsupportedModel
 from penstock.formats.gguf import TYPES, GgufFile
 from penstock.models.gguf import tensors
 from penstock.models.gguf.dequantize import DEQUANTIZE, dequantize
-from penstock.models.weights import load_model, read_model_spec
+from penstock.models.read_spec import read_model_spec
+from penstock.models.weights import load_model
 from tests.models.checkpoints import LINEAR_ROPE, make_model, save
 from tests.models.gguf_files import dequantized, finish, permute, write_gguf
 from tests.models.paged_run import PagedRun

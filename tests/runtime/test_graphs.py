@@ -12,7 +12,7 @@ import torch
 from penstock.core.plan import Plan, RowStart
 from penstock.core.request import SamplingParams
 from penstock.models.facts import model_facts
-from penstock.models.weights import read_model_spec
+from penstock.models.read_spec import read_model_spec
 from penstock.runtime.build import build_executor
 from penstock.runtime.graphs import Drawing, drawing_of
 from penstock.runtime.rows import Rows
@@ -38,7 +38,9 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 )
 def test_a_step_draws_in_the_least_form_that_serves_its_rows(asked, expected, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(shrunk_config()))
-    facts = model_facts(read_model_spec(tmp_path), "tiny", block_tokens=4, kv_dtype=torch.float32, weight_bytes=0)
+    facts = model_facts(
+        read_model_spec(tmp_path), "tiny", block_tokens=4, kv_item_bytes=torch.float32.itemsize, weight_bytes=0
+    )
     device = torch.device("cpu")
     rows = Rows(max_rows=4, states=facts.states, max_model_tokens=32, device=device)
     stage = make_logits_stage(facts, 4, device)

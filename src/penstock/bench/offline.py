@@ -23,7 +23,8 @@ from penstock.engine.timeline import TraceSummary, summarise
 from penstock.engine.tracing import TracedEngine
 from penstock.launch import OnPhase, make_engine
 from penstock.llm import unbounded
-from penstock.models.weights import read_model_spec, resolve_dtype
+from penstock.models.read_spec import read_model_spec
+from penstock.models.weights import resolve_dtype
 from penstock.ops import native
 from penstock.options import EngineOptions
 from penstock.workload.offline import OfflineWorkload, make_offline

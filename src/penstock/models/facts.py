@@ -1,8 +1,6 @@
-"""What decisions need to know of a model, from its spec alone: known before any of its memory is taken."""
+"""What decisions need to know of a model, from its spec alone: known before any memory is taken, and without torch."""
 
 from __future__ import annotations
-
-import torch
 
 from penstock.core.executor import ModelFacts, StateKind, StateSpec
 from penstock.models.spec import ModelSpec
@@ -10,9 +8,7 @@ from penstock.models.spec import ModelSpec
 CHUNK_TOKENS = 2048  # of one sequence in a step, where layers keep a window: all of them lie in the pool at once
 
 
-def state_specs(
-    spec: ModelSpec, block_tokens: int, kv_dtype: torch.dtype, max_model_tokens: int
-) -> tuple[StateSpec, ...]:
+def state_specs(spec: ModelSpec, block_tokens: int, kv_item_bytes: int, max_model_tokens: int) -> tuple[StateSpec, ...]:
     """The state groups of a model: layers whose state has one shape, and that keep the same tokens of it.
 
     A window that no sequence can leave behind is none.
@@ -30,7 +26,7 @@ def state_specs(
             kind=StateKind.PAGED if window_tokens is None else StateKind.WINDOWED,
             layers=tuple(layers),
             block_tokens=block_tokens,
-            block_bytes=block_tokens * token_elements * kv_dtype.itemsize * len(layers),
+            block_bytes=block_tokens * token_elements * kv_item_bytes * len(layers),
             window_tokens=window_tokens,
             sink_tokens=sink_tokens,
             chunk_tokens=None if window_tokens is None else CHUNK_TOKENS,
@@ -44,11 +40,14 @@ def model_facts(
     name: str,
     *,
     block_tokens: int,
-    kv_dtype: torch.dtype,
+    kv_item_bytes: int,
     weight_bytes: int,
     max_model_tokens: int | None = None,
 ) -> ModelFacts:
-    """The facts of a model with its state in blocks of `block_tokens`. max_model_tokens: below that of the model."""
+    """The facts of a model with its state in blocks of `block_tokens`.
+
+    kv_item_bytes: of a number in a block. max_model_tokens: below that of the model.
+    """
     longest_tokens = max_model_tokens or spec.max_position_tokens
     return ModelFacts(
         name=name,
@@ -56,6 +55,6 @@ def model_facts(
         vocab_size=spec.vocab_size,
         max_model_tokens=longest_tokens,
         stop_token_ids=spec.stop_token_ids,
-        states=state_specs(spec, block_tokens, kv_dtype, longest_tokens),
+        states=state_specs(spec, block_tokens, kv_item_bytes, longest_tokens),
         weight_bytes=weight_bytes,
     )

@@ -7,7 +7,6 @@ given back. No code of a checkpoint ever runs: configurations are data, weights 
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,17 +15,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from penstock.core.errors import CorruptModel, ModelNotFound, UnknownName, UnsupportedModel
+from penstock.core.errors import UnknownName, UnsupportedModel
 from penstock.formats.gguf import GgufFile
 from penstock.models.checkpoint import Checkpoint
-from penstock.models.config_file import ConfigFile
 from penstock.models.decoder import Decoder
-from penstock.models.families import family_of
 from penstock.models.families.family import WeightNames
 from penstock.models.gguf import config as gguf
 from penstock.models.gguf.tensors import GgufTensors
 from penstock.models.parameters import Parameter, parameters_of
-from penstock.models.spec import ExpertsSpec, ModelSpec
+from penstock.models.read_spec import is_gguf, read_folder, read_gguf
+from penstock.models.spec import ModelSpec
 from penstock.ops.huge_pages import Arena
 from penstock.ops.packed import DENSE_FORMATS, pack, pack_stack, packed_bytes
 from penstock.ops.weight_format import Format
@@ -38,7 +36,6 @@ LOAD_FORMATS = ("auto", "dummy")
 QUANTIZATIONS = ("none", Format.INT8.value, Format.INT4.value)
 DUMMY_STD = 0.02  # what the models of the table are initialized with
 DUMMY_SEED = 0
-MAX_EXPERTS = 1 << 17  # of all layers together; the largest models have 25,000
 
 
 def load_model(
@@ -74,11 +71,6 @@ def load_model(
         return Decoder(spec, make_dummy(spec, chosen_dtype, chosen_device, packing))
     tensors = load_tensors(source.open(), spec, source.names, chosen_dtype, chosen_device, packing)
     return Decoder(spec, tensors)
-
-
-def read_model_spec(path: str | Path) -> ModelSpec:
-    """What the model is; no tensor is read. Stop tokens are those of config.json and generation_config.json."""
-    return _Source.read(Path(path)).spec
 
 
 def weight_bytes(spec: ModelSpec, dtype: str | torch.dtype = "auto", quantize: str = "none") -> int:
@@ -142,13 +134,6 @@ def make_dummy(
     return tensors
 
 
-def _refuse_countless(spec: ModelSpec, path: Path) -> None:
-    """A damaged configuration must not make us list billions of tensors before we miss the first."""
-    n_experts = sum(layer.mlp.n_experts for layer in spec.layers if isinstance(layer.mlp, ExpertsSpec))
-    if n_experts > MAX_EXPERTS:
-        raise CorruptModel(f"{path}: its configuration asks for {n_experts} experts, more than {MAX_EXPERTS}")
-
-
 def packing_of(
     spec: ModelSpec, dtype: torch.dtype, device: torch.device, quantize: str, is_packed: bool
 ) -> Format | None:
@@ -200,31 +185,11 @@ class _Source:
 
     @classmethod
     def read(cls, path: Path) -> _Source:
-        if path.is_dir():
-            return cls.of_folder(path)
-        if path.is_file() and path.suffix.lower() == ".gguf":
-            return cls.of_gguf(path)
-        raise ModelNotFound(
-            f"{path} is no folder; a model is a folder with config.json and safetensors, or a .gguf file"
-        )
-
-    @classmethod
-    def of_folder(cls, folder: Path) -> _Source:
-        config = ConfigFile.read(folder / "config.json")
-        architecture, family = family_of(config)
-        spec = family.read_config(config, architecture)
-        generation_path = folder / "generation_config.json"
-        if generation_path.exists():
-            more = ConfigFile.read(generation_path).integers("eos_token_id", ())
-            spec = dataclasses.replace(spec, stop_token_ids=spec.stop_token_ids | frozenset(more))
-        _refuse_countless(spec, folder)
-        return cls(spec=spec, names=family.names, open=lambda: Checkpoint.open(folder))
-
-    @classmethod
-    def of_gguf(cls, path: Path) -> _Source:
+        if not is_gguf(path):
+            spec, names = read_folder(path)
+            return cls(spec=spec, names=names, open=lambda: Checkpoint.open(path))
         file = GgufFile(path)
-        spec = gguf.read_gguf_spec(file)
-        _refuse_countless(spec, path)
+        spec = read_gguf(file)
         tensors = GgufTensors(file, gguf.paired_heads(file, spec))
         return cls(spec=spec, names=gguf.NAMES, open=lambda: Checkpoint.of(tensors, "its metadata"))
 

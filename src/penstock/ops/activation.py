@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from enum import Enum
 
+SWIGLU_LIMIT = 7.0  # of the clamped one
+SWIGLU_ALPHA = 1.702
+
 
 class Activation(Enum):
     """By the name that configurations use."""

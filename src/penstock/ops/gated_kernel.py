@@ -7,14 +7,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from penstock.ops.activation import Activation
+from penstock.ops.activation import SWIGLU_ALPHA, SWIGLU_LIMIT, Activation
 from penstock.ops.chain import chain_options, let_next_start, wait_for_inputs
-from penstock.ops.clamped_swiglu.reference import ALPHA, LIMIT
 
 BLOCK = 1024
 KINDS = {Activation.SILU: 0, Activation.GELU_TANH: 1, Activation.CLAMPED_SWIGLU: 2}
-ALPHA_IN_KERNEL = tl.constexpr(ALPHA)
-LIMIT_IN_KERNEL = tl.constexpr(LIMIT)
+ALPHA_IN_KERNEL = tl.constexpr(SWIGLU_ALPHA)
+LIMIT_IN_KERNEL = tl.constexpr(SWIGLU_LIMIT)
 
 
 def gated(gate_up: Tensor, activation: Activation) -> Tensor:

@@ -84,8 +84,9 @@ def build_executor(
         import torch
 
         from penstock.models.facts import model_facts
+        from penstock.models.read_spec import read_model_spec
         from penstock.models.streaming import with_sinks
-        from penstock.models.weights import load_model, read_model_spec, resolve_dtype, weight_bytes
+        from penstock.models.weights import load_model, resolve_dtype, weight_bytes
         from penstock.ops import native
         from penstock.runtime.executor import TorchExecutor
     where = _device(device)
@@ -98,7 +99,7 @@ def build_executor(
         spec,
         Path(model_dir).resolve().name,
         block_tokens=block_tokens,
-        kv_dtype=resolve_dtype(spec, dtype),
+        kv_item_bytes=resolve_dtype(spec, dtype).itemsize,
         weight_bytes=weight_bytes(spec, dtype, quantize),
         max_model_tokens=STREAM_TOKENS if max_model_tokens is None and window_tokens is not None else max_model_tokens,
     )

@@ -15,7 +15,7 @@ from penstock.models.families.family import (
     read_experts,
     read_model,
 )
-from penstock.models.rope import read_rope, yarn_mscale
+from penstock.models.rope_config import read_rope, yarn_mscale
 from penstock.models.spec import DenseSpec, ExpertsSpec, LatentAttentionSpec, LayerSpec, ModelSpec, NormSpec
 
 LATENT_NORM_EPS = 1e-6  # not that of the configuration

@@ -8,7 +8,7 @@ from typing import Any
 
 from penstock.core.errors import CorruptModel, UnsupportedModel
 from penstock.models.config_file import ConfigFile, short
-from penstock.models.rope import DEFAULT_THETA, read_rope
+from penstock.models.rope_config import DEFAULT_THETA, read_rope
 from penstock.models.spec import (
     AttentionSpec,
     DenseSpec,

@@ -9,7 +9,7 @@ from penstock.models.config_file import ConfigFile
 from penstock.models.families.family import Family, read_cap, read_dense, read_layer_types, read_window
 from penstock.models.families.gemma import read_gemma_model
 from penstock.models.families.gemma2 import DEFAULT_WINDOW_TOKENS, NAMES, read_gemma_attention
-from penstock.models.rope import read_rope, read_rope_section
+from penstock.models.rope_config import read_rope, read_rope_section
 from penstock.models.spec import LayerSpec, ModelSpec, NormPlace, QkNorm, RopeSpec
 
 DEFAULT_FULL_THETA = 1e6

@@ -18,8 +18,7 @@ from penstock.models.families.family import (
     read_window,
 )
 from penstock.models.spec import LayerSpec, ModelSpec
-from penstock.ops.activation import Activation
-from penstock.ops.clamped_swiglu.reference import ALPHA, LIMIT
+from penstock.ops.activation import SWIGLU_ALPHA, SWIGLU_LIMIT, Activation
 
 DEFAULT_WINDOW_TOKENS = 128
 DEFAULT_THETA = 150000.0
@@ -27,8 +26,8 @@ DEFAULT_HEAD_DIM = 64
 
 
 def read_config(config: ConfigFile, architecture: str) -> ModelSpec:
-    config.require("swiglu_limit", LIMIT, default=LIMIT)
-    config.require("swiglu_alpha", ALPHA, default=ALPHA)
+    config.require("swiglu_limit", SWIGLU_LIMIT, default=SWIGLU_LIMIT)
+    config.require("swiglu_alpha", SWIGLU_ALPHA, default=SWIGLU_ALPHA)
     attention = read_attention(config, default_head_dim=DEFAULT_HEAD_DIM, default_theta=DEFAULT_THETA)
     has_bias = config.flag("attention_bias", True)
     attention = replace(attention, has_qkv_bias=has_bias, has_out_bias=has_bias, has_sinks=True)
