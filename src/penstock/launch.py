@@ -72,21 +72,23 @@ def _builder(tracer: Tracer | None) -> Callable[..., Engine]:
 
 def _simulated(options: EngineOptions, on_phase: OnPhase, tracer: Tracer | None) -> Engine:
     """An engine whose steps take predicted time, for real clients: a staging server without the device."""
+    from penstock.hardware import described, hardware_of
     from penstock.sim.executor import SleepingClock
     from penstock.sim.instance import simulated_engine
-    from penstock.sim.run import hardware_of
-    from penstock.simulate import shape_by_name
     from penstock.text.tokenizer import Tokenizer
 
     hardware = hardware_of(
-        shape_by_name(options.model),
+        described(options.model),
         SIMULATED_DEVICE if options.device == "auto" else options.device,
         max_rows=options.max_running,
         block_tokens=options.block_tokens,
         kv_bytes=None if options.kv_memory is None else parse_bytes(options.kv_memory),
         host_kv_bytes=parse_bytes(options.host_kv_memory),
+        max_model_tokens=options.max_model_tokens,
+        sink_tokens=options.sink_tokens,
+        window_tokens=options.window_tokens,
     )
-    on_phase(f"simulated: {hardware.shape.name} on {hardware.device.name}, nothing is computed", None)
+    on_phase(f"simulated: {hardware.facts.name} on {hardware.device.name}, nothing is computed", None)
     return simulated_engine(
         hardware,
         options.build_policies(),

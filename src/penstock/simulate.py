@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from penstock.cost.model import CostModel
-    from penstock.cost.shape import ModelShape
     from penstock.sim.run import Setup
     from penstock.workload.records import Run
     from penstock.workload.trace import Trace
@@ -86,9 +85,10 @@ def simulate_command(
     from rich.console import Console
 
     from penstock.core.errors import ConfigError
+    from penstock.hardware import described, hardware_of
     from penstock.policy.presets import build_policies
     from penstock.runtime.memory_plan import parse_bytes
-    from penstock.sim.run import Setup, hardware_of
+    from penstock.sim.run import Setup
     from penstock.workload.transform import scale_rate, take
 
     console = Console()
@@ -103,15 +103,15 @@ def simulate_command(
         if search and limits == NO_OBJECTIVE:
             raise ConfigError("--search needs limits to hold: give --slo, as --slo ttft=1,tpot=0.05")
         kv_bytes = None if kv_memory is None else parse_bytes(kv_memory)
-        shape = shape_by_name(model)
-        measured = None if profile is None else measured_cost(profile, shape)
+        what = described(model)
+        measured = None if profile is None else measured_cost(profile, what.name)
         setups = []
         for preset in policy or ["default"]:
             build_policies(preset)  # a wrong name is told before anything runs
             setups += [
                 Setup(
                     hardware=hardware_of(
-                        shape,
+                        what,
                         name,
                         max_rows=max_running,
                         kv_bytes=kv_bytes,
@@ -227,27 +227,15 @@ def _rate_per_s(rows: Trace) -> float:
     return (len(arrivals_s) - 1) / (arrivals_s[-1] - arrivals_s[0]) if arrivals_s[-1] > arrivals_s[0] else 0.0
 
 
-def measured_cost(path: Path, shape: ModelShape) -> CostModel:
+def measured_cost(path: Path, model: str) -> CostModel:
     """Raises ConfigError if the profile is of another model."""
     from penstock.core.errors import ConfigError
     from penstock.cost.profile import Fitted, read_profile
 
     profile = read_profile(path)
-    if profile.model != shape.name:
-        raise ConfigError(f"{path} was measured on {profile.model}, not on {shape.name}; give --model {profile.model}")
+    if profile.model != model:
+        raise ConfigError(f"{path} was measured on {profile.model}, not on {model}; give --model {profile.model}")
     return Fitted(profile)
-
-
-def shape_by_name(model: str) -> ModelShape:
-    """Of a shape that is known by name, a bundled model, or a Hugging Face directory. Raises ModelError."""
-    from penstock.bench.shapes import SHAPES
-    from penstock.cost.shape import shape_of
-    from penstock.options import BUNDLED
-    from penstock.sim.run import read_shape
-
-    if model in SHAPES:
-        return shape_of(model, SHAPES[model])
-    return read_shape(BUNDLED.get(model, Path(model)))
 
 
 def _simulate(setup: Setup, trace: Trace, console: Console) -> tuple[Run, bool]:

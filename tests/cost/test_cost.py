@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -9,52 +10,54 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.bench.shapes import SHAPES, folder_of
-from penstock.core.errors import CorruptModel, UnknownName
+from penstock.core.errors import ConfigError, CorruptModel, UnknownName
 from penstock.cost.devices import DEVICES, device_of
 from penstock.cost.load import StepLoad
 from penstock.cost.model import Roofline, Work
-from penstock.cost.shape import shape_of
+from penstock.hardware import described, hardware_of
 from penstock.models.facts import model_facts
 from penstock.models.read_spec import read_model_spec
 from penstock.models.weights import resolve_dtype, weight_bytes
 
-LLAMA = shape_of("llama-8b", SHAPES["llama-8b"])
+LLAMA = described("llama-8b").shape()
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_a_shape_has_the_bytes_that_the_loader_counts(name):
-    """All but norms, which a shape leaves out."""
-    shape = shape_of(name, SHAPES[name])
+def test_a_description_has_the_bytes_that_the_loader_counts(name):
+    model = described(name)
     with folder_of(name) as folder:
         spec = read_model_spec(folder)
-        assert shape.weight_bytes == pytest.approx(weight_bytes(spec), rel=1e-3)
+        assert model.shape().weight_bytes == weight_bytes(spec)
         facts = model_facts(
             spec, name, block_tokens=16, kv_item_bytes=resolve_dtype(spec, "auto").itemsize, weight_bytes=0
         )
-    assert 16 * shape.kv_token_bytes == sum(state.block_bytes for state in facts.states)
-    assert shape.max_tokens == facts.max_model_tokens
+    assert 16 * model.shape().kv_token_bytes == sum(state.block_bytes for state in facts.states)
+    assert model.facts(16).states == facts.states
+    assert model.facts(16).max_model_tokens == facts.max_model_tokens
 
 
 @pytest.mark.parametrize(("name", "active_billions"), [("llama-8b", 7.5), ("qwen3-0.6b", 0.6), ("qwen3-30b-a3b", 3.0)])
 def test_active_weights_are_what_the_names_say(name, active_billions):
-    shape = shape_of(name, SHAPES[name])
+    shape = described(name).shape()
     assert (shape.active_weights + shape.head_weights) / 1e9 == pytest.approx(active_billions, rel=0.15)
 
 
 def test_many_tokens_touch_all_experts_and_one_touches_its_own():
-    shape = shape_of("moe", SHAPES["qwen3-30b-a3b"])
+    shape = described("qwen3-30b-a3b").shape()
     dense = shape.item_bytes * shape.dense_weights
     assert shape.read_bytes(1) - dense == pytest.approx(shape.item_bytes * shape.expert_weights * 8 / 128)
     assert shape.read_bytes(10_000) == pytest.approx(dense + shape.item_bytes * shape.expert_weights)
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [({"hidden_size": "big"}, "hidden_size is 'big'"), ({"num_hidden_layers": None}, "no num_hidden_layers")],
-)
-def test_a_wrong_configuration_names_the_field(change, words):
-    with pytest.raises(CorruptModel, match=words):
-        shape_of("broken", {**SHAPES["llama-8b"], **change})
+def test_a_wrong_configuration_names_the_field(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({**SHAPES["llama-8b"], "hidden_size": "big"}))
+    with pytest.raises(CorruptModel, match="hidden_size is 'big'"):
+        described(str(tmp_path))
+
+
+def test_a_model_that_does_not_fit_is_told_so():
+    with pytest.raises(ConfigError, match=r"qwen3-30b-a3b does not fit on one l4: weights take 5\d\.\d of 24 GiB"):
+        hardware_of(described("qwen3-30b-a3b"), "l4")
 
 
 def test_an_unknown_device_is_answered_with_those_there_are():

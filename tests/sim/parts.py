@@ -5,17 +5,28 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
+from penstock.core.executor import ModelFacts, StateKind, StateSpec
 from penstock.cost.devices import Device
 from penstock.cost.load import Estimate, StepLoad
 from penstock.cost.model import CostModel
-from penstock.cost.shape import ModelShape
+from penstock.sim.executor import STOP_TOKEN
 from penstock.sim.instance import Hardware
 from penstock.workload.trace import Trace, TraceHeader, TraceRequest
 
-SHAPE = ModelShape(
-    name="tiny", n_layers=4, hidden_size=8, q_heads=2, kv_heads=1, head_dim=4, vocab_size=300, max_tokens=512,
-    item_bytes=2, is_tied=True, dense_weights=10_000, expert_weights=0, active_weights=8_000, n_experts=0, top_k=0,
-)  # fmt: skip
+TOKEN_BYTES = 64  # keys and values, in all layers
+
+
+def facts(block_tokens: int) -> ModelFacts:
+    state = StateSpec(
+        name="kv", kind=StateKind.PAGED, layers=(0, 1, 2, 3), block_tokens=block_tokens,
+        block_bytes=block_tokens * TOKEN_BYTES,
+    )  # fmt: skip
+    return ModelFacts(
+        name="tiny", n_layers=4, vocab_size=300, max_model_tokens=512, stop_token_ids=frozenset({STOP_TOKEN}),
+        states=(state,), weight_bytes=20_000,
+    )  # fmt: skip
+
+
 DEVICE = Device(
     name="toy", flop_per_s=1e12, bytes_per_s=1e12, host_bytes_per_s=1e9, memory_bytes=2**20, price_per_hour=1.0
 )
@@ -41,11 +52,9 @@ class Linear:
 
 
 def hardware(cost: CostModel | None = None, n_blocks: int = 400, max_rows: int = 8, block_tokens: int = 4) -> Hardware:
-    kv_bytes = n_blocks * block_tokens * SHAPE.kv_token_bytes
     return Hardware(
-        shape=SHAPE, device=DEVICE, cost=cost or Linear(), max_rows=max_rows, block_tokens=block_tokens,
-        kv_bytes=kv_bytes,
-    )  # fmt: skip
+        facts=facts(block_tokens), device=DEVICE, cost=cost or Linear(), max_rows=max_rows, n_blocks=(n_blocks,)
+    )
 
 
 def poisson_trace(n: int, rate_per_s: float, *, inputs=(4, 40), outputs=(1, 30), seed=0, sessions=0) -> Trace:

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from penstock.core.errors import ConfigError
 from penstock.engine.limits import QueueLimits
 from penstock.policy.presets import PRESETS, build_policies
 from penstock.sim.fleet import DISPATCHERS
@@ -146,7 +145,7 @@ def test_a_host_tier_takes_what_is_preempted_and_gives_it_back():
     runs = {}
     for host_blocks in (0, 400):
         hard = hardware(Linear(token_s=1e-3), n_blocks=60)
-        hard = replace(hard, host_kv_bytes=host_blocks * hard.block_bytes)
+        hard = replace(hard, n_host_blocks=(host_blocks,) if host_blocks else ())
         setup = Setup(hardware=hard, policies=lambda: build_policies(slots={"preempt": "cheapest"}))
         fleet = fleet_of(setup, trace)
         fleet.run(trace)
@@ -158,9 +157,3 @@ def test_a_host_tier_takes_what_is_preempted_and_gives_it_back():
     assert counters["swaps_in_total"] == counters["swaps_out_total"] > 10
     assert with_tier.records[-1].end_s < without.records[-1].end_s  # nothing was computed twice
     assert [r.completion_tokens for r in with_tier.records] == [r.completion_tokens for r in without.records]
-
-
-def test_a_model_that_does_not_fit_is_told_so():
-    hard = hardware()
-    with pytest.raises(ConfigError, match=r"does not fit on one toy: weights take"):
-        type(hard)(shape=hard.shape, device=hard.device, cost=hard.cost, kv_bytes=10).n_blocks()

@@ -38,10 +38,10 @@ def test_a_search_names_the_cheapest_fleet():
         (["--search"], "--search needs limits to hold"),
         (["--device", "h100", "--device", "h200"], "only --search compares devices"),
         (["--device", "h2000"], "h200"),
-        (["--model", "nowhere"], "cannot read nowhere/config.json"),
+        (["--model", "nowhere"], "nowhere is no folder"),
         (["--policy", "wild"], "wild"),
         (["--dispatch", "wild"], "round-robin"),
-        (["--device", "l4", "--kv-memory", "1KiB"], "does not fit"),
+        (["--device", "l4", "--kv-memory", "1KiB"], "hold 0 tokens of llama-8b"),
         (["--trace", "missing.csv"], "missing.csv"),
     ],
 )

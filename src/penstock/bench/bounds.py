@@ -15,12 +15,13 @@ the bound lower.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
+from penstock.cost.load import keys_seen
+from penstock.models.facts import key_costs
 from penstock.models.families.family import WeightNames
 from penstock.models.parameters import Parameter, parameters_of
-from penstock.models.spec import AttentionSpec, ExpertsSpec, LatentAttentionSpec, ModelSpec
+from penstock.models.spec import ExpertsSpec, ModelSpec
 from penstock.models.weights import parameter_bytes, resolve_dtype
 from penstock.workload.offline import OfflineRequest, OfflineWorkload
 
@@ -65,8 +66,8 @@ def bound_of(
         stop = request.total_tokens - 1  # the last token is put out, not put in
         linear_flops += (stop - known_tokens) * work.layer_flops + request.output_tokens * work.head_flops
         for window_tokens, flops, values in work.attention:
-            attention_flops += flops * (_keys_seen(0, stop, window_tokens) - _keys_seen(0, known_tokens, window_tokens))
-            kv_bytes += values * kv_itemsize * _keys_seen(len(request.prompt), stop, window_tokens)
+            attention_flops += flops * (keys_seen(0, stop, window_tokens) - keys_seen(0, known_tokens, window_tokens))
+            kv_bytes += values * kv_itemsize * keys_seen(len(request.prompt), stop, window_tokens)
     steps = _steps(workload.requests, most_running)
     rows = workload.output_tokens / steps
     return Bound(
@@ -78,16 +79,6 @@ def bound_of(
 def _steps(requests: tuple[OfflineRequest, ...], most_running: int) -> int:
     outputs = [request.output_tokens for request in requests]
     return max(max(outputs), -(-sum(outputs) // most_running))
-
-
-def _keys_seen(start: int, stop: int, window_tokens: int | None) -> int:
-    """Keys that the tokens at positions [start, stop) see, each itself and all before it, or its window."""
-
-    def up_to(n: int) -> int:
-        whole = n if window_tokens is None else min(n, window_tokens)
-        return whole * (whole + 1) // 2 + (n - whole) * (window_tokens or 0)
-
-    return max(0, up_to(stop) - up_to(start))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,19 +111,9 @@ class _Work:
             dense_bytes=sum(size(p) for p in parameters if len(p.shape) != 3),
             expert_bytes=sum(size(p) for p in experts),
             expert_frac=expert_frac,
-            attention=tuple(_attention(spec)),
+            attention=tuple(key_costs(spec)),
         )
 
     def bytes_of_step(self, rows: float) -> float:
         read_frac = 1 - math.pow(1 - self.expert_frac, rows)
         return self.dense_bytes + self.expert_bytes * read_frac
-
-
-def _attention(spec: ModelSpec) -> Iterator[tuple[int | None, int, int]]:
-    for layer in spec.layers:
-        match layer.attention:
-            case AttentionSpec() as attention:
-                numbers = 2 * attention.kv_heads * attention.head_dim
-                yield attention.window_tokens, 4 * attention.q_heads * attention.head_dim, numbers
-            case LatentAttentionSpec() as latent:  # scores over latent and rotated part, values over the latent
-                yield None, 2 * latent.q_heads * (latent.head_dim + latent.kv_rank), latent.head_dim

@@ -62,8 +62,7 @@ class Work:
         weight_bytes = shape.read_bytes(load.tokens) - shape.item_bytes * shape.head_weights
         if not load.decode_rows:
             weight_bytes *= load.layer_frac
-        key_flops = 4 * shape.n_layers * shape.q_heads * shape.head_dim
-        prompt_flops = key_flops * load.chunk_pairs * load.layer_frac
+        prompt_flops = shape.key_flops * load.chunk_pairs * load.layer_frac
         prompt_bytes = shape.kv_token_bytes * (load.chunk_keys + load.chunk_tokens) * load.layer_frac
         head_flops = 2 * load.samples * shape.head_weights
         head_bytes = shape.item_bytes * shape.head_weights if load.samples else 0

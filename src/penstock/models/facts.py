@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from penstock.core.executor import ModelFacts, StateKind, StateSpec
-from penstock.models.spec import ModelSpec
+from penstock.models.spec import AttentionSpec, LatentAttentionSpec, ModelSpec
 
 CHUNK_TOKENS = 2048  # of one sequence in a step, where layers keep a window: all of them lie in the pool at once
 
@@ -58,3 +60,14 @@ def model_facts(
         states=state_specs(spec, block_tokens, kv_item_bytes, longest_tokens),
         weight_bytes=weight_bytes,
     )
+
+
+def key_costs(spec: ModelSpec) -> Iterator[tuple[int | None, int, int]]:
+    """Of each layer: (window, multiply-adds times 2 per key and token, numbers in the cache per key)."""
+    for layer in spec.layers:
+        match layer.attention:
+            case AttentionSpec() as attention:
+                numbers = 2 * attention.kv_heads * attention.head_dim
+                yield attention.window_tokens, 4 * attention.q_heads * attention.head_dim, numbers
+            case LatentAttentionSpec() as latent:  # scores over latent and rotated part, values over the latent
+                yield None, 2 * latent.q_heads * (latent.head_dim + latent.kv_rank), latent.head_dim

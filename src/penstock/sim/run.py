@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from penstock.core.errors import CorruptModel, ModelNotFound, UnknownName
-from penstock.cost.devices import device_of
-from penstock.cost.model import CostModel, Roofline, Work
-from penstock.cost.shape import ModelShape, shape_of
+from penstock.core.errors import UnknownName
 from penstock.engine.limits import QueueLimits
 from penstock.policy.presets import Policies
 from penstock.sim.fleet import DISPATCHERS, Answers, Fleet
@@ -72,7 +66,7 @@ def run_of(setup: Setup, trace: Trace, fleet: Fleet) -> Run:
     header = RunHeader(
         trace=trace.header.name,
         url=f"simulated: {setup.n_instances} x {setup.hardware.device.name}, {setup.dispatch}",
-        model=setup.hardware.shape.name,
+        model=setup.hardware.facts.name,
         label=setup.label,
         pacing=setup.pacing.value,
         seed=setup.seed,
@@ -81,42 +75,3 @@ def run_of(setup: Setup, trace: Trace, fleet: Fleet) -> Run:
         trace_steps=trace.header.steps,
     )
     return Run(header=header, records=tuple(sorted(fleet.records, key=lambda record: record.index)))
-
-
-def hardware_of(
-    shape: ModelShape,
-    device_name: str,
-    *,
-    max_rows: int = 256,
-    block_tokens: int = 16,
-    kv_bytes: int | None = None,
-    host_kv_bytes: int = 0,
-    cost: CostModel | None = None,
-) -> Hardware:
-    """A model on a device; cost None: by analytical estimate."""
-    device = device_of(device_name)
-    if cost is None:
-        cost = Roofline(work=Work.of(shape, device))
-    return Hardware(
-        shape=shape,
-        device=device,
-        cost=cost,
-        max_rows=max_rows,
-        block_tokens=block_tokens,
-        kv_bytes=kv_bytes,
-        host_kv_bytes=host_kv_bytes,
-    )
-
-
-def read_shape(folder: Path) -> ModelShape:
-    """Of a Hugging Face directory. Raises ModelNotFound or CorruptModel."""
-    path = folder / "config.json"
-    try:
-        config: Any = json.loads(path.read_bytes())
-    except OSError as error:
-        raise ModelNotFound(f"cannot read {path}: {error.strerror}; give a directory with config.json") from None
-    except ValueError as error:
-        raise CorruptModel(f"{path} is not JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise CorruptModel(f"{path} holds no object")
-    return shape_of(folder.resolve().name, config)

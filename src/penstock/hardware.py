@@ -1,0 +1,132 @@
+"""From names to what a simulated instance runs on: a model's facts as the engine knows them, a device, a cost model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+from penstock.bench.shapes import SHAPES, folder_of
+from penstock.core.errors import ConfigError
+from penstock.core.executor import ModelFacts
+from penstock.cost.devices import device_of
+from penstock.cost.model import CostModel, Roofline, Work
+from penstock.cost.shape import ModelShape
+from penstock.models.facts import key_costs, model_facts
+from penstock.models.families.family import WeightNames
+from penstock.models.parameters import parameters_of
+from penstock.models.read_spec import ITEM_BYTES, read_model_spec
+from penstock.models.spec import ExpertsSpec, ModelSpec
+from penstock.models.streaming import with_sinks
+from penstock.options import BUNDLED
+from penstock.runtime.build import STREAM_TOKENS
+from penstock.runtime.memory_plan import default_kv_bytes, plan_memory, useful_kv_bytes, with_host_tier
+from penstock.sim.executor import STOP_TOKEN
+from penstock.sim.instance import Hardware
+
+ENDLESS_BYTES = 2**60  # of host memory: what a simulated host has is not bounded
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Described:
+    """A model by its description: no weight was read."""
+
+    name: str
+    spec: ModelSpec
+
+    @property
+    def item_bytes(self) -> int:
+        return ITEM_BYTES[self.spec.dtype]
+
+    def shape(self) -> ModelShape:
+        """Sums over all parameters."""
+        spec = self.spec
+        parameters = list(parameters_of(spec, WeightNames()))
+        head = spec.vocab_size * spec.hidden_size
+        experts = sum(p.elements for p in parameters if len(p.shape) == 3)
+        dense = sum(p.elements for p in parameters if len(p.shape) != 3 and (p.name != "embed" or spec.is_tied))
+        mlps = [layer.mlp for layer in spec.layers if isinstance(layer.mlp, ExpertsSpec)]
+        n_experts, top_k = (mlps[0].n_experts, mlps[0].top_k) if mlps else (0, 0)
+        return ModelShape(
+            name=self.name,
+            weight_bytes=self.item_bytes * sum(p.elements for p in parameters),
+            dense_weights=dense,
+            expert_weights=experts,
+            active_weights=dense - head + (experts * top_k // n_experts if n_experts else 0),
+            head_weights=head,
+            n_experts=n_experts,
+            top_k=top_k,
+            item_bytes=self.item_bytes,
+            kv_token_bytes=self.item_bytes * sum(numbers for _, _, numbers in key_costs(spec)),
+            key_flops=sum(flops for _, flops, _ in key_costs(spec)),
+        )
+
+    def facts(self, block_tokens: int, max_model_tokens: int | None = None) -> ModelFacts:
+        """As the engine has them, but for the token that ends an answer."""
+        shape = self.shape()
+        facts = model_facts(
+            self.spec,
+            self.name,
+            block_tokens=block_tokens,
+            kv_item_bytes=self.item_bytes,
+            weight_bytes=shape.weight_bytes,
+            max_model_tokens=max_model_tokens,
+        )
+        return replace(facts, stop_token_ids=frozenset({STOP_TOKEN}))
+
+
+@lru_cache
+def described(model: str) -> Described:
+    """A shape that is known by name, a bundled model, or a Hugging Face directory or GGUF file. Raises ModelError."""
+    if model in SHAPES:
+        with folder_of(model) as folder:
+            return Described(name=model, spec=read_model_spec(folder))
+    path = BUNDLED.get(model, Path(model).expanduser())
+    return Described(name=path.resolve().name, spec=read_model_spec(path))
+
+
+def hardware_of(
+    model: Described,
+    device_name: str,
+    *,
+    max_rows: int = 256,
+    block_tokens: int = 16,
+    kv_bytes: int | None = None,
+    host_kv_bytes: int = 0,
+    max_model_tokens: int | None = None,
+    sink_tokens: int = 0,
+    window_tokens: int | None = None,
+    cost: CostModel | None = None,
+) -> Hardware:
+    """A model on a device, with its memory divided as the engine divides it; cost None: by analytical estimate.
+
+    Raises ConfigError if the model does not fit the device, UnknownName.
+    """
+    if window_tokens is not None:
+        model = replace(model, spec=with_sinks(model.spec, sink_tokens, window_tokens))
+        max_model_tokens = STREAM_TOKENS if max_model_tokens is None else max_model_tokens
+    device, shape = device_of(device_name), model.shape()
+    facts = model.facts(block_tokens, max_model_tokens)
+    free_bytes = device.memory_bytes - shape.weight_bytes
+    if free_bytes <= 0:
+        raise ConfigError(
+            f"{model.name} does not fit on one {device.name}: weights take {shape.weight_bytes / 2**30:.1f} of "
+            f"{device.memory_bytes / 2**30:.0f} GiB; choose a larger device or a smaller model"
+        )
+    useful_bytes = useful_kv_bytes(facts, max_rows)
+    plan = plan_memory(
+        facts,
+        free_bytes=free_bytes,
+        default_kv_bytes=default_kv_bytes(free_bytes, is_cpu=False, useful_bytes=useful_bytes),
+        kv_bytes=kv_bytes,
+        max_rows=max_rows,
+    )
+    plan = with_host_tier(plan, host_kv_bytes, ENDLESS_BYTES)
+    return Hardware(
+        facts=facts,
+        device=device,
+        cost=Roofline(work=Work.of(shape, device)) if cost is None else cost,
+        max_rows=max_rows,
+        n_blocks=plan.n_blocks,
+        n_host_blocks=plan.n_host_blocks,
+    )
