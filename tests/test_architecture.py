@@ -9,8 +9,8 @@ import grimp
 import pytest
 
 SHELLS = {
-    "bench", "cli", "demo", "demonstrations", "engine_main", "flags", "hardware", "launch", "listing", "llm", "options",
-    "profile", "serve", "simulate", "terminal",
+    "bench", "cli", "demo", "demonstrations", "engine_main", "flags", "hardware", "kernel_commands", "launch",
+    "listing", "llm", "options", "profile", "profile_commands", "serve", "simulate", "terminal",
 }  # fmt: skip
 ALLOWED: dict[str, set[str]] = {
     "core": set(),

@@ -15,6 +15,7 @@ from penstock.flags import (
     Device,
     Dtype,
     HostKvMemory,
+    KernelTable,
     KvMemory,
     LoadFormat,
     MaxModelTokens,
@@ -140,6 +141,7 @@ def serve(
     load_format: LoadFormat = "auto",
     quantize: Quantize = "none",
     native_kernels: NativeKernels = False,
+    kernel_table: KernelTable = "auto",
     threads: Threads = None,
     policy: Policy = "default",
     order: SlotName = None,
@@ -178,6 +180,7 @@ def serve(
         "load_format": load_format,
         "quantize": quantize,
         "native_kernels": native_kernels,
+        "kernel_table": kernel_table,
         "kv_memory": kv_memory,
         "host_kv_memory": host_kv_memory,
         "max_running": max_running,
@@ -291,15 +294,15 @@ def demonstrate(
 
 def _mount() -> None:
     from penstock.bench.commands import bench_app
-    from penstock.profile import profile_command
+    from penstock.profile_commands import profile_app
     from penstock.simulate import simulate_command
     from penstock.workload.commands import replay_command, report_command
     from penstock.workload.trace_commands import trace_app
 
     app.command("replay")(replay_command)
     app.command("simulate")(simulate_command)
-    app.command("profile")(profile_command)
     app.command("report")(report_command)
+    app.add_typer(profile_app, name="profile")
     app.add_typer(trace_app, name="trace")
     app.add_typer(bench_app, name="bench")
 

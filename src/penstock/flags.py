@@ -21,6 +21,9 @@ WindowTokens = Annotated[
 ]
 SinkTokens = Annotated[int, typer.Option(help="First tokens that are kept beside --window-tokens.")]
 NativeKernels = Annotated[bool, typer.Option(help="C++ kernels for the CPU, compiled on first use.")]
+KernelTable = Annotated[
+    str, typer.Option(help="What `penstock profile kernels` wrote: auto (the user's file, if any), none, or a path.")
+]
 PrefixCaching = Annotated[bool, typer.Option(help="Share the state of equal prompt prefixes.")]
 TracePath = Annotated[
     str | None,

@@ -123,6 +123,7 @@ def _real(options: EngineOptions, on_phase: OnPhase, tracer: Tracer | None) -> E
         load_format=options.load_format,
         quantize=options.quantize,
         native_kernels=options.native_kernels,
+        kernel_table=options.kernel_table,
         kv_memory_bytes=None if options.kv_memory is None else parse_bytes(options.kv_memory),
         host_kv_memory_bytes=parse_bytes(options.host_kv_memory),
         max_rows=options.max_running,

@@ -27,6 +27,8 @@ class EngineOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, fr
     shape (llama-8b, ...), whose texts are those of the bundled model. dtype: auto (the checkpoint's),
     float32, bfloat16 or float16. quantize: none, int8 or int4 (weights, rounded while they load; CPU).
     native_kernels: C++ kernels for the CPU, compiled on first use (some ten seconds, once).
+    kernel_table: which implementation of a linear layer serves how many rows, measured by `penstock profile kernels`:
+    auto (the user's file, if there is one), none, or a path.
     kv_memory: size of the KV pool ("4GiB"; none: a share of what is free). host_kv_memory: size of the host tier, where
     preempted sequences are swapped to and evicted prefixes kept ("0": none). max_running: most sequences at a time.
     max_model_tokens: a shorter context than the model's. window_tokens: StreamingLLM, keep the first sink_tokens and
@@ -42,6 +44,7 @@ class EngineOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, fr
     load_format: str = "auto"
     quantize: str = "none"
     native_kernels: bool = False
+    kernel_table: str = "auto"
     kv_memory: str | None = None
     host_kv_memory: str = "0"
     block_tokens: int = 16

@@ -72,8 +72,8 @@ def test_phases_and_memory_are_told_before_they_are_needed(tiny_dir):
     assert told == [
         "import torch",
         "read config",
-        "longest prompt: 99 tokens (limited by the model's context)",
         "CPU kernels",
+        "longest prompt: 99 tokens (limited by the model's context)",
         "load weights",
         "allocate KV",
         "warm up",

@@ -36,6 +36,7 @@ from penstock.ops.rope_and_store import rope_and_store
 from penstock.ops.route import route
 from penstock.ops.sample import sample
 from penstock.ops.sink_attention import sink_attention
+from penstock.ops.tuned import TunedWeight
 from penstock.ops.write_kv import write_kv
 
 log = logging.getLogger(__name__)
@@ -77,7 +78,7 @@ class Decoder:
         n_fused = sum(layer.fused is not None for layer in self._layers)
         found = {
             "layer": {0: "op by op", len(layers): "native"}.get(n_fused, f"native {n_fused} of {len(layers)}"),
-            "linear": packed_linear.on(self.device) if isinstance(self._head, PackedWeight) else "torch",
+            "linear": self._linear_kernel(),
         }
         for op in (op for op in OPS if op.name in _ops_of(self.spec)):
             found[op.name] = op.on(self.device)
@@ -87,6 +88,11 @@ class Decoder:
         if found["paged_attention"] == "native" and not all(is_served_heads(*shape) for shape in heads):
             found["paged_attention"] = "cpu"
         return found
+
+    def _linear_kernel(self) -> str:
+        if any(isinstance(tensor, TunedWeight) for tensor in self.tensors.values()):
+            return "by table"
+        return packed_linear.on(self.device) if isinstance(self._head, PackedWeight) else "torch"
 
     @property
     def device(self) -> torch.device:

@@ -9,6 +9,7 @@ Shape letters: T tokens of the step, D hidden size.
 from __future__ import annotations
 
 import ctypes
+import math
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,7 @@ from penstock.ops.activation import Activation
 from penstock.ops.batch import SegmentBatch
 from penstock.ops.packed import PackedWeight
 from penstock.ops.paged_attention.native import is_served_heads, live_segments
+from penstock.ops.tuned import few_rows_form
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +32,7 @@ class FusedLayer:
     attention: AttentionSpec
     weights: native.LayerWeights
     dtype: torch.dtype
+    tokens_stop: float  # from so many on, another implementation of one of its matrices is faster
 
     @classmethod
     def of(cls, layer: LayerSpec, norm: NormSpec, scope: Scope) -> FusedLayer | None:
@@ -43,7 +46,8 @@ class FusedLayer:
             return None
         if not is_served_heads(attention.q_heads, attention.kv_heads, attention.head_dim):
             return None
-        matrices = {name: scope[f"{where}.{name}"] for where, name in MATRICES}
+        forms = {name: few_rows_form(scope[f"{where}.{name}"]) for where, name in MATRICES}
+        matrices = {name: matrix for name, (matrix, _) in forms.items()}
         dtype = scope["input_norm"].dtype
         if dtype not in native.DTYPES or not all(_is_packed(matrix, dtype) for matrix in matrices.values()):
             return None
@@ -61,12 +65,13 @@ class FusedLayer:
             cap=attention.soft_cap or 0.0,
             **{name: _with_bias(matrices[name], scope.get(f"{where}.{name}_bias")) for where, name in MATRICES},
         )
-        return cls(attention=attention, weights=weights, dtype=dtype)
+        stops = [stop for _, stop in forms.values() if stop is not None]
+        return cls(attention=attention, weights=weights, dtype=dtype, tokens_stop=min(stops, default=math.inf))
 
     def serves(self, x_TD: Tensor, batch: SegmentBatch, kv: Tensor) -> bool:
-        """These tensors are as the kernel reads them, and no sinks are read beside the window."""
+        """These tensors are as the kernel reads them and not too many, and no sinks are read beside the window."""
         is_ours = batch.sinks is None and native.is_served(x_TD, kv) and x_TD.dtype is self.dtype
-        return is_ours and len(x_TD) > 0 and kv.is_contiguous() and batch.tables_SB.is_contiguous()
+        return is_ours and 0 < len(x_TD) < self.tokens_stop and kv.is_contiguous() and batch.tables_SB.is_contiguous()
 
     def __call__(
         self, x_TD: Tensor, change_TD: Tensor | None, batch: SegmentBatch, kv: Tensor, angles: Angles

@@ -8,7 +8,7 @@ given back. No code of a checkpoint ever runs: configurations are data, weights 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +36,7 @@ LOAD_FORMATS = ("auto", "dummy")
 QUANTIZATIONS = ("none", Format.INT8.value, Format.INT4.value)
 DUMMY_STD = 0.02  # what the models of the table are initialized with
 DUMMY_SEED = 0
+Tune = Callable[[Mapping[str, Tensor], ModelSpec], Mapping[str, Tensor]]
 
 
 def load_model(
@@ -47,6 +48,7 @@ def load_model(
     quantize: str = "none",
     is_packed: bool = False,
     spec: ModelSpec | None = None,
+    tune: Tune | None = None,
 ) -> Decoder:
     """Read a model and its weights.
 
@@ -57,6 +59,7 @@ def load_model(
         quantize: "int8" or "int4" rounds the matrices of every layer, the embedding and the head while they load; CPU.
         is_packed: lay float matrices out for the C++ kernels of the CPU, too.
         spec: None, or that of `read_model_spec` with changes that leave its parameters as they are.
+        tune: what is done to the tensors before the decoder is made of them.
     Raises: ModelNotFound, CorruptModel, UnsupportedModel; UnknownName for a dtype, load format or quantization.
     """
     if load_format not in LOAD_FORMATS:
@@ -68,9 +71,10 @@ def load_model(
     gib = weight_bytes(spec, chosen_dtype) / 2**30
     log.info("%s: %s, %.2f GiB of %s weights on %s", path, spec.architecture, gib, chosen_dtype, chosen_device)
     if load_format == "dummy":
-        return Decoder(spec, make_dummy(spec, chosen_dtype, chosen_device, packing))
-    tensors = load_tensors(source.open(), spec, source.names, chosen_dtype, chosen_device, packing)
-    return Decoder(spec, tensors)
+        tensors = make_dummy(spec, chosen_dtype, chosen_device, packing)
+    else:
+        tensors = load_tensors(source.open(), spec, source.names, chosen_dtype, chosen_device, packing)
+    return Decoder(spec, tensors if tune is None else tune(tensors, spec))
 
 
 def weight_bytes(spec: ModelSpec, dtype: str | torch.dtype = "auto", quantize: str = "none") -> int:

@@ -59,6 +59,7 @@ def build_executor(
     load_format: str = "auto",
     quantize: str = "none",
     native_kernels: bool = False,
+    kernel_table: str = "none",
     max_model_tokens: int | None = None,
     sink_tokens: int = 0,
     window_tokens: int | None = None,
@@ -73,6 +74,7 @@ def build_executor(
         kv_memory_bytes: None takes a share of what is free. host_kv_memory_bytes: of the host tier; 0: there is none.
         quantize: "int8" or "int4": round the weights while they load.
         native_kernels: use the C++ kernels of the CPU, compiled on first use; quantized weights always do.
+        kernel_table: which implementation of a linear layer serves how many rows; see `kernel_table.read_cuts`.
         max_model_tokens: a limit below that of the model.
         sink_tokens, window_tokens: keep only so many first and last tokens, without an end (StreamingLLM); None: all.
         torch_threads: threads of one operation on a CPU; None chooses by the size of the model.
@@ -89,7 +91,8 @@ def build_executor(
         from penstock.models.weights import load_model, resolve_dtype, weight_bytes
         from penstock.ops import native
         from penstock.runtime.executor import TorchExecutor
-    where = _device(device)
+        from penstock.runtime.kernel_table import Tuning
+    where = device_of(device)
     with _phase("read config", on_phase):
         spec = read_model_spec(model_dir)
         if window_tokens is not None:
@@ -103,13 +106,17 @@ def build_executor(
         weight_bytes=weight_bytes(spec, dtype, quantize),
         max_model_tokens=STREAM_TOKENS if max_model_tokens is None and window_tokens is not None else max_model_tokens,
     )
-    memory = _plan_memory(facts, where, kv_memory_bytes, host_kv_memory_bytes, max_rows)
-    on_memory(memory)
     torch.set_num_threads(torch_threads or useful_threads(facts.weight_bytes, torch.get_num_threads()))
     wants_native = where.type == "cpu" and (native_kernels or quantize != "none")
     if wants_native:
         with _phase("CPU kernels", on_phase):
             native.prepare()
+    is_packed = wants_native and native.core("packed_linear") is not None
+    where_table = kernel_table if quantize == "none" else "none"  # integer weights have one implementation
+    tuning = Tuning.read(where_table, spec, where, resolve_dtype(spec, dtype), is_packed=is_packed)
+    facts = replace(facts, weight_bytes=facts.weight_bytes + tuning.added_bytes)
+    memory = _plan_memory(facts, where, kv_memory_bytes, host_kv_memory_bytes, max_rows)
+    on_memory(memory)
     with _phase("load weights", on_phase):
         decoder = load_model(
             model_dir,
@@ -117,11 +124,12 @@ def build_executor(
             device=where,
             load_format=load_format,
             quantize=quantize,
-            is_packed=wants_native and native.core("packed_linear") is not None,
+            is_packed=is_packed,
             spec=spec,
+            tune=tuning.apply,
         )
     facts = replace(facts, kernels=tuple(decoder.kernels.items()))
-    slow = [op for op, kernel in facts.kernels if kernel != "native"]
+    slow = [op for op, kernel in facts.kernels if kernel not in ("native", "by table")]
     if wants_native and slow:
         log.warning("not in C++ here, so slower than could be: %s (%s)", ", ".join(slow), native.state().reason)
     new_pool = _pools_of(decoder, block_tokens)
@@ -173,7 +181,8 @@ def _phase(name: str, on_phase: OnPhase) -> Iterator[None]:
     on_phase(name, time.perf_counter() - start_s)
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
+    """By name, or what there is for "auto". Raises ConfigError if it is not usable here."""
     import torch
 
     if name == "auto":

@@ -1,7 +1,7 @@
 """The kernels behind `triton.py`: linear layers for few tokens, where reading the weights once is all that counts.
 
-Both can start while the kernel before them ends (programmatic dependent launch): `single` has its weights under way
-before it waits for what it multiplies them by.
+`single` and `flat` can start while the kernel before them ends (programmatic dependent launch): `single` has its
+weights under way before it waits for what it multiplies them by.
 
 Shape letters: M tokens, N outputs, K inputs.
 """
@@ -49,6 +49,7 @@ def single(
     total,
     eps,
     width,
+    token_stride,
     K: tl.constexpr,
     has_residual: tl.constexpr,
     has_norm: tl.constexpr,
@@ -59,7 +60,14 @@ def single(
     BLOCK_K: tl.constexpr,
     is_chained: tl.constexpr,
 ):
-    """One token: every thread multiplies and adds what it loads; no tensor core is needed."""
+    """One token: every thread multiplies and adds what it loads; no tensor core is needed.
+
+    Of several tokens each has programs of its own, which read the weights again, from the cache.
+    """
+    token = tl.program_id(1).to(tl.int64)
+    x, out = x + token * token_stride, out + token * width
+    if has_residual:
+        residual, total = residual + token * K, total + token * K
     at_N = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     is_here_N1 = (at_N < width)[:, None]
     at_K = tl.arange(0, BLOCK_K)
@@ -162,3 +170,75 @@ def flat(
         y_MN = activate(y_MN.to(tl.float32), up_sum_MN.to(dtype).to(tl.float32), dtype, GATE)
     out_at_MN = at_M[:, None].to(tl.int64) * width + at_N[None, :]
     tl.store(out + out_at_MN, y_MN, mask=is_here_M1 & (at_N < width)[None, :])
+
+
+@triton.jit(do_not_specialize=["n_rows"])
+def tiles(
+    x,
+    weight,
+    bias,
+    sums,
+    n_rows,
+    outputs,
+    row_stride,
+    K: tl.constexpr,
+    PARTS: tl.constexpr,
+    is_whole: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """A tile of outputs over one part of the inputs: its sums in float32, or, of the only part, the result."""
+    part = tl.program_id(1)
+    at_N = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    at_M = tl.arange(0, BLOCK_M)
+    at_K = tl.arange(0, BLOCK_K)
+    is_here_N, is_here_M = at_N < outputs, at_M < n_rows
+    w_N1 = weight + at_N[:, None].to(tl.int64) * K
+    x_M1 = x + at_M[:, None].to(tl.int64) * row_stride
+    each: tl.constexpr = ((K + BLOCK_K * PARTS - 1) // (BLOCK_K * PARTS)) * BLOCK_K
+    first = part * each
+    sum_NM = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+    for k in range(first, tl.minimum(first + each, K), BLOCK_K):
+        mask_1K = (k + at_K < K)[None, :]
+        w_NK = tl.load(w_N1 + k + at_K[None, :], mask=is_here_N[:, None] & mask_1K, other=0.0)
+        x_MK = tl.load(x_M1 + k + at_K[None, :], mask=is_here_M[:, None] & mask_1K, other=0.0)
+        sum_NM = tl.dot(w_NK, tl.trans(x_MK), sum_NM, input_precision="ieee")
+    sum_MN = tl.trans(sum_NM)
+    at_MN = at_M[:, None].to(tl.int64) * outputs + at_N[None, :]
+    is_here_MN = is_here_M[:, None] & is_here_N[None, :]
+    if is_whole:
+        if bias is not None:
+            sum_MN += tl.load(bias + at_N, mask=is_here_N, other=0.0).to(tl.float32)[None, :]
+        tl.store(sums + at_MN, sum_MN.to(sums.dtype.element_ty), mask=is_here_MN)
+    else:
+        tl.store(sums + part.to(tl.int64) * n_rows * outputs + at_MN, sum_MN, mask=is_here_MN)
+
+
+@triton.jit(do_not_specialize=["n_rows"])
+def join(
+    sums, bias, out, n_rows, outputs, width, GATE: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """One row: the parts added in their order, the bias, the activation."""
+    row = tl.program_id(0).to(tl.int64)
+    at_F = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    is_here_F = at_F < width
+    dtype: tl.constexpr = out.dtype.element_ty
+    y_F = finished(
+        _added(sums, row, rows_of(at_F, width, GATE, False), is_here_F, n_rows, outputs, PARTS),
+        bias, rows_of(at_F, width, GATE, False), is_here_F, dtype,
+    )  # fmt: skip
+    if GATE >= 0:
+        at_up_F = rows_of(at_F, width, GATE, True)
+        up_F = finished(_added(sums, row, at_up_F, is_here_F, n_rows, outputs, PARTS), bias, at_up_F, is_here_F, dtype)
+        y_F = activate(y_F.to(tl.float32), up_F.to(tl.float32), dtype, GATE)
+    tl.store(out + row * width + at_F, y_F, mask=is_here_F)
+
+
+@triton.jit
+def _added(sums, row, at_N, is_here_N, n_rows, outputs, PARTS: tl.constexpr):
+    total_N = tl.load(sums + row * outputs + at_N, mask=is_here_N, other=0.0)
+    for part in tl.static_range(1, PARTS):
+        start = (part * n_rows + row) * outputs
+        total_N += tl.load(sums + start + at_N, mask=is_here_N, other=0.0)
+    return total_N
