@@ -68,6 +68,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--workload-file", type=Path)
     parser.add_argument("--peer-script", type=Path)
     parser.add_argument("--kv-memory", default="40GiB")
+    parser.add_argument("--compile-ahead", action="store_true", help="compile kernels beside the start")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -77,7 +78,8 @@ def _run_model(model: str, arguments: argparse.Namespace) -> None:
     from penstock.bench.shapes import folder_of
 
     with folder_of(model) as folder:
-        engine = _engine(model=str(folder), kv_memory=arguments.kv_memory, **OPTIONS)
+        asked = {"kv_memory": arguments.kv_memory, "compile_ahead": arguments.compile_ahead}
+        engine = _engine(model=str(folder), **asked, **OPTIONS)
         _generate(engine, [[7] * 64], [1])
         print(json.dumps({"what": "startup", "s": round(time.time() - STARTED_S, 2)}), flush=True)
         _warm_up(engine)

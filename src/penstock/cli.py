@@ -12,6 +12,7 @@ import typer
 
 from penstock.core.errors import ConfigError, PenstockError
 from penstock.flags import (
+    CompileAhead,
     Device,
     Dtype,
     HostKvMemory,
@@ -137,6 +138,7 @@ def serve(
     max_queued_tokens: Annotated[int, typer.Option(help="Most waiting prompt tokens; more get 503.")] = 4_194_304,
     prefix_caching: PrefixCaching = True,
     look_ahead: Annotated[int, typer.Option(help="Steps planned while one runs.")] = 1,
+    compile_ahead: CompileAhead = False,
     trace: TracePath = None,
     load_format: LoadFormat = "auto",
     quantize: Quantize = "none",
@@ -191,6 +193,7 @@ def serve(
         "max_queued_tokens": max_queued_tokens,
         "prefix_caching": prefix_caching,
         "look_ahead": look_ahead,
+        "compile_ahead": compile_ahead,
         "trace": trace,
         "threads": threads,
         "policy": policy,

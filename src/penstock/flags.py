@@ -25,6 +25,9 @@ KernelTable = Annotated[
     str, typer.Option(help="What `penstock profile kernels` wrote: auto (the user's file, if any), none, or a path.")
 ]
 PrefixCaching = Annotated[bool, typer.Option(help="Share the state of equal prompt prefixes.")]
+CompileAhead = Annotated[
+    bool, typer.Option(help="On a GPU, compile all kernels that the model can meet while it starts, beside it.")
+]
 TracePath = Annotated[
     str | None,
     typer.Option("--trace", help="Write a timeline of host and device here, for Perfetto, when the engine closes."),

@@ -132,6 +132,7 @@ def _real(options: EngineOptions, on_phase: OnPhase, tracer: Tracer | None) -> E
         sink_tokens=options.sink_tokens,
         window_tokens=options.window_tokens,
         torch_threads=options.threads,
+        compile_ahead=options.compile_ahead,
         on_phase=on_phase,
         on_memory=tell_memory,
     )

@@ -33,7 +33,8 @@ class EngineOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, fr
     preempted sequences are swapped to and evicted prefixes kept ("0": none). max_running: most sequences at a time.
     max_model_tokens: a shorter context than the model's. window_tokens: StreamingLLM, keep the first sink_tokens and
     the last window_tokens of every sequence, and let it go on without an end (max_model_tokens, by default 2**20);
-    none: keep all. trace: a file for a timeline of host and device, written when the engine closes. policy, slots,
+    none: keep all. compile_ahead: on a GPU, compile the Triton kernels that the model can meet while it starts, in
+    processes beside it. trace: a file for a timeline of host and device, written when the engine closes. policy, slots,
     policy_options: see `penstock policies`.
     """
 
@@ -57,6 +58,7 @@ class EngineOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, fr
     prefix_caching: bool = True
     look_ahead: int = 1
     trace: str | None = None
+    compile_ahead: bool = False
     threads: int | None = None
     policy: str = "default"
     slots: dict[str, str] = {}

@@ -20,17 +20,15 @@ from penstock.launch import make_engine
 from penstock.options import EngineOptions
 from penstock.policy.presets import build_policies
 from penstock.sim.executor import JumpingClock
-from penstock.sim.instance import Hardware, simulated_engine
+from penstock.sim.instance import simulated_engine
 
-from .parts import DEVICE, SHAPE, Linear
+from .parts import DEVICE, TOKEN_BYTES, Linear
+from .parts import hardware as plain_hardware
 
 
 def hardware(cost=None, n_blocks=400, n_host_blocks=0):
-    block_bytes = 4 * SHAPE.kv_token_bytes
-    return Hardware(
-        shape=SHAPE, device=DEVICE, cost=cost or Linear(), max_rows=8, block_tokens=4, kv_bytes=n_blocks * block_bytes,
-        host_kv_bytes=n_host_blocks * block_bytes,
-    )  # fmt: skip
+    host_blocks = (n_host_blocks,) if n_host_blocks else ()
+    return replace(plain_hardware(cost, n_blocks), n_host_blocks=host_blocks)
 
 
 def request(name, prompt_tokens=20, outputs=10, arrival_s=0.0):
@@ -130,7 +128,7 @@ def test_copies_between_the_tiers_stand_on_a_track_of_their_own(tmp_path):
     assert len(timeline.copies) == len(moving) > 0
     for step, copy in zip(moving, timeline.copies, strict=True):
         assert copy.name == f"{step.blocks_out} blocks out, {step.blocks_in} in"
-        blocks_s = (step.blocks_out + step.blocks_in) * 4 * SHAPE.kv_token_bytes / DEVICE.host_bytes_per_s
+        blocks_s = (step.blocks_out + step.blocks_in) * 4 * TOKEN_BYTES / DEVICE.host_bytes_per_s
         assert copy.seconds == pytest.approx(blocks_s)
         assert copy.start_s >= step.submit_s
 

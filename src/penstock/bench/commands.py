@@ -8,6 +8,7 @@ import typer
 
 from penstock.bench.shapes import SHAPES
 from penstock.flags import (
+    CompileAhead,
     Device,
     Dtype,
     KvMemory,
@@ -49,6 +50,7 @@ def offline_command(
     load_format: LoadFormat = "auto",
     threads: Threads = None,
     policy: Policy = "default",
+    compile_ahead: CompileAhead = False,
     trace: TracePath = None,
     seed: Annotated[int, typer.Option(help="Of the prompts.")] = 0,
 ) -> None:
@@ -74,6 +76,7 @@ def offline_command(
             "load_format": load_format,
             "threads": threads,
             "policy": policy,
+            "compile_ahead": compile_ahead,
             "trace": trace,
         }
     )

@@ -45,7 +45,13 @@ class Op(Generic[P, R]):
         return MappingProxyType({"reference": self._reference, **self._by_device})
 
     def on(self, device: torch.device) -> str:
-        """Name of the implementation that serves tensors on `device`."""
+        """Name of the implementation that serves tensors on `device`.
+
+        Tensors without memory stand for those of a GPU: with them kernels are compiled before there is anything to
+        compute (`runtime.compile_ahead`).
+        """
+        if device.type == "meta":
+            return "cuda" if "cuda" in self._by_device else "reference"
         if device.type == "cpu" and "native" in self._by_device and native.core(self.name) is not None:
             return "native"
         if device.type == "cuda" and not has_triton():

@@ -64,6 +64,7 @@ def build_executor(
     sink_tokens: int = 0,
     window_tokens: int | None = None,
     torch_threads: int | None = None,
+    compile_ahead: bool = False,
     lane: Lane | None = None,
     on_phase: OnPhase = _ignore,
     on_memory: OnMemory = _ignore,
@@ -78,6 +79,7 @@ def build_executor(
         max_model_tokens: a limit below that of the model.
         sink_tokens, window_tokens: keep only so many first and last tokens, without an end (StreamingLLM); None: all.
         torch_threads: threads of one operation on a CPU; None chooses by the size of the model.
+        compile_ahead: on a GPU, compile the kernels that the model can meet, in processes beside the start.
         lane: where moves between the tiers are queued; None: what suits the device.
         on_phase: told what was done and how long it took. on_memory: told the plan before weights and pool take memory.
     Raises: ModelError for the directory; ConfigError for options that do not fit the model or the memory.
@@ -90,6 +92,8 @@ def build_executor(
         from penstock.models.streaming import with_sinks
         from penstock.models.weights import load_model, resolve_dtype, weight_bytes
         from penstock.ops import native
+        from penstock.ops.lazy import has_triton
+        from penstock.runtime.compile_ahead import CompilingAhead, Job, capability_of
         from penstock.runtime.executor import TorchExecutor
         from penstock.runtime.kernel_table import Tuning
     where = device_of(device)
@@ -117,6 +121,22 @@ def build_executor(
     facts = replace(facts, weight_bytes=facts.weight_bytes + tuning.added_bytes)
     memory = _plan_memory(facts, where, kv_memory_bytes, host_kv_memory_bytes, max_rows)
     on_memory(memory)
+    ahead = None
+    if compile_ahead and where.type == "cuda" and has_triton():
+        n_blocks = tuple(n + 1 for n in memory.n_blocks)  # with the one that no plan names
+        ahead = CompilingAhead(
+            Job(
+                model=str(model_dir),
+                n_blocks=n_blocks,
+                dtype=dtype,
+                max_rows=max_rows,
+                block_tokens=block_tokens,
+                max_model_tokens=facts.max_model_tokens,
+                window_tokens=window_tokens,
+                sink_tokens=sink_tokens,
+                capability=capability_of(where),
+            )
+        )
     with _phase("load weights", on_phase):
         decoder = load_model(
             model_dir,
@@ -134,6 +154,8 @@ def build_executor(
         log.warning("not in C++ here, so slower than could be: %s (%s)", ", ".join(slow), native.state().reason)
     new_pool = _pools_of(decoder, block_tokens)
     executor = TorchExecutor(decoder, facts, new_pool=new_pool, max_rows=max_rows, device=where, lane=lane)
+    if ahead is not None:
+        executor.close_also(ahead.stop)
     try:
         with _phase("allocate KV", on_phase):
             executor.allocate(memory.n_blocks, memory.n_host_blocks)

@@ -66,6 +66,7 @@ class TorchExecutor:
         self._submitted: deque[tuple[Ticket, Future[Readback]]] = deque()
         self._died_of: str | None = None
         self._spans: Spans | None = None
+        self._close_also: list[Callable[[], None]] = []
         self.n_blocks: tuple[int, ...] = ()
         self.n_host_blocks: tuple[int, ...] = ()
 
@@ -144,3 +145,9 @@ class TorchExecutor:
         self._worker.shutdown(wait=True, cancel_futures=True)
         self._submitted.clear()
         self._step.close()
+        while self._close_also:
+            self._close_also.pop()()
+
+    def close_also(self, end: Callable[[], None]) -> None:
+        """Called when this closes: for what was started beside it."""
+        self._close_also.append(end)

@@ -29,9 +29,13 @@ class Draw:
         heat = rows.reals.host[members, Real.TEMPERATURE]
         reals_host, ints_host = rows.reals.host[members[heat > 0]], rows.ints.host[members[heat > 0]]
         self._is_greedy = not len(reals_host)
-        self._top_k_N = ints[Int.TOP_K] if ints_host[:, Int.TOP_K].any() else None
-        self._top_p_N = reals[Real.TOP_P] if (reals_host[:, Real.TOP_P] < 1).any() else None
-        self._min_p_N = reals[Real.MIN_P] if reals_host[:, Real.MIN_P].any() else None
+        has_k, has_p = ints_host[:, Int.TOP_K].any(), (reals_host[:, Real.TOP_P] < 1).any()
+        has_min_p = reals_host[:, Real.MIN_P].any()
+        if rows.device.type != "cpu" and (has_k or has_p or has_min_p):  # two forms, not eight, are to be compiled
+            has_k = has_p = has_min_p = True
+        self._top_k_N = ints[Int.TOP_K] if has_k else None
+        self._top_p_N = reals[Real.TOP_P] if has_p else None
+        self._min_p_N = reals[Real.MIN_P] if has_min_p else None
         self._changes = logits.gather(members)
         asked = rows.ints.host[members, Int.LOGPROBS]
         at_L = np.flatnonzero(asked)

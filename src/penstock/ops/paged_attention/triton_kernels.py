@@ -1,5 +1,8 @@
 """The kernels behind `triton.py`.
 
+What changes from step to step is not specialized, neither numbers nor the alignment of parts of a packed array: else
+Triton compiles a kernel once more in the middle of serving. `runtime.kernel_variants` counts on it.
+
 Scores are kept in units of log2, so that the exponential is one instruction; what goes out is a natural log.
 
 Shape letters: G query heads that share a KV head, M tokens of a tile, N keys of a tile, D head dim, P parts.
@@ -48,7 +51,7 @@ def key_offsets(
     return ((block_N * BLOCK_TOKENS + at_N % BLOCK_TOKENS) * KV_HEADS + kv_head) * HEAD_DIM
 
 
-@triton.jit(do_not_specialize=["table_stride", "window"])
+@triton.jit(do_not_specialize=["table_stride", "window", "segments"])
 def one_token_segments(
     q,
     kv,
@@ -125,7 +128,7 @@ def one_token_segments(
     tl.store(lse + row_G, lse_G, mask=(at_G < SHARE) & is_used)
 
 
-@triton.jit(do_not_specialize=["window"])
+@triton.jit(do_not_specialize=["window", "segments"])
 def join_parts(
     part_out,
     part_lse,
@@ -230,7 +233,7 @@ def _attend_tile(
     return peak_M, mass_M, sum_MD
 
 
-@triton.jit(do_not_specialize=["table_stride", "window"])
+@triton.jit(do_not_specialize=["table_stride", "window", "tile_segments", "tile_firsts"])
 def long_segments(
     q,
     kv,

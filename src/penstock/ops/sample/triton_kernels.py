@@ -1,5 +1,7 @@
 """The kernels behind `triton.py`. A logit's `key` is an integer that orders as the logit does.
 
+Arguments by row may be parts of a packed array, whose alignment changes from batch to batch: they are not specialized.
+
 Shape letters: P tokens of a piece of the vocabulary, B pieces.
 """
 
@@ -104,7 +106,7 @@ def mass_from(logits, row, key, top, temperature, vocab_size, n_pieces, PIECE: t
     return mass
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["temperatures", "top_ks", "top_ps"])
 def find_edges(
     logits,
     top,
@@ -202,7 +204,7 @@ def kept_weights(logits, row, piece, best, temperature, min_ps, edges, edge_ids,
     return tl.where(is_kept_P, (odds_P * WEIGHT_SCALE).to(tl.int64), 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["temperatures", "min_ps"])
 def sum_pieces(
     logits,
     top,
@@ -228,7 +230,7 @@ def sum_pieces(
         tl.store(mass + row * n_pieces + piece, tl.sum(weight_P, axis=0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["temperatures", "min_ps", "seeds", "indices"])
 def choose(
     logits,
     top,
