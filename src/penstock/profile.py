@@ -19,7 +19,7 @@ from penstock.bench.shapes import SHAPES, folder_of
 from penstock.core.errors import ConfigError
 from penstock.core.plan import Chunk, DecodeGroup, Plan, RowStart
 from penstock.core.request import Request, SamplingParams
-from penstock.cost.load import Estimate, StepLoad
+from penstock.cost.load import Estimate, Floats, StepLoad
 from penstock.cost.profile import Sample, fit, write_profile
 from penstock.engine.loop import build_engine
 from penstock.flags import Device, Dtype, KvMemory, LoadFormat, NativeKernels, Quantize, Threads
@@ -140,6 +140,9 @@ class _Free:
 
     def step(self, load: StepLoad) -> Estimate:
         return Estimate(0.0, 0.0)
+
+    def decode_s(self, rows: int, keys: Floats) -> Floats:
+        return 0.0 * keys
 
     def host_s(self, load: StepLoad) -> float:
         return 0.0

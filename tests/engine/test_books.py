@@ -99,7 +99,7 @@ def test_the_queue_is_sorted_again_when_one_who_waits_gets_a_token():
     engine.add(request("b", [2] * 4, objective=Objective(ttft_s=20.0)))
     preempt.now, gate.is_open = True, False
     order = engine.scheduler._queue.ordered
-    engine.scheduler._yield_by_choice()
+    engine.scheduler._yield_by_choice(engine.scheduler._view())
     assert [seq.request.id for seq in order(engine.scheduler._view())] == ["a", "b"]
     engine.step()  # brings the token
     gate.is_open = True

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from penstock.core.executor import ModelFacts, StateKind, StateSpec
 from penstock.cost.devices import Device
-from penstock.cost.load import Estimate, StepLoad
+from penstock.cost.load import Estimate, Floats, StepLoad
 from penstock.cost.model import CostModel
 from penstock.sim.executor import STOP_TOKEN
 from penstock.sim.instance import Hardware
@@ -43,6 +43,9 @@ class Linear:
 
     def step(self, load: StepLoad) -> Estimate:
         return Estimate(self.step_s + self.token_s * load.chunk_tokens + self.row_s * load.decode_rows, 0.0)
+
+    def decode_s(self, rows: int, keys: Floats) -> Floats:
+        return self.step(StepLoad(rows)).seconds + 0.0 * keys
 
     def host_s(self, load: StepLoad) -> float:
         return self.host

@@ -12,7 +12,6 @@ import heapq
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
-from itertools import chain, islice
 
 from penstock.core.errors import IllegalTransition
 from penstock.core.view import RetainPolicy
@@ -27,6 +26,8 @@ class BlockState(Enum):
     PINNED = "pinned"
     MOVING = "moving"  # free, but its old content is still being copied to another tier
     IN_TRANSFER = "in-transfer"  # another instance is pulling it
+
+    __hash__ = object.__hash__  # members are the only objects of their kind; Enum's own goes by the name, in Python
 
 
 B = BlockState
@@ -124,13 +125,28 @@ class BlockPool:
         """`n` blocks for one user, evicting cached ones if it must. None, and nothing changed, if they are too few."""
         if n > self.available:
             return None
-        while len(self._free) + len(self._moving) < n:
-            self._move(self.retain.victim(), B.FREE)
-        taken = tuple(islice(chain(self._free, self._moving), n))
+        self._evict(n - len(self._free) - len(self._moving))
+        n_free = min(n, len(self._free))
+        taken = [self._free.popitem(last=False)[0] for _ in range(n_free)]
+        taken += [self._moving.popitem(last=False)[0] for _ in range(n - n_free)]
+        self._counts[B.FREE] -= n_free
+        self._counts[B.MOVING] -= n - n_free
+        self._counts[B.ACTIVE] += n
         for block in taken:
-            self._move(block, B.ACTIVE)
+            self._state[block] = B.ACTIVE
             self._users[block] = 1
-        return taken
+        return tuple(taken)
+
+    def _evict(self, n: int) -> None:
+        for _ in range(n):
+            block = self.retain.victim()
+            self.save(block)
+            self._on_evict(block)
+            self.retain.on_removed(block)
+            self._state[block] = B.FREE
+            self._free[block] = None
+        self._counts[B.CACHED] -= max(0, n)
+        self._counts[B.FREE] += max(0, n)
 
     def share(self, block: int) -> None:
         """One more user of a block with content: it becomes, or stays, active."""
@@ -140,17 +156,33 @@ class BlockPool:
 
     def give_back(self, block: int, *, keep: bool, now_s: float, pin_until_s: float | None = None) -> None:
         """One user less. The last one leaves the block cached (or pinned) if `keep`, else free."""
-        assert self._users[block] > 0, f"block {block} has no user to give it back"
-        self._users[block] -= 1
-        if self._users[block]:
-            return
-        if not keep:
-            self._move(block, B.FREE)
-        elif pin_until_s is not None and pin_until_s > now_s:
-            self._pin(block, pin_until_s)
-        else:
-            self._move(block, B.CACHED)
-            self.retain.on_cached(block, now_s)
+        self.give_back_all((block,), lambda _: keep, now_s, pin_until_s)
+
+    def give_back_all(
+        self, blocks: Iterable[int], keep: Callable[[int], bool], now_s: float, pin_until_s: float | None = None
+    ) -> None:
+        """The same for many: `keep` is asked about each."""
+        is_pinned = pin_until_s is not None and pin_until_s > now_s
+        n_freed = n_cached = 0
+        for block in blocks:
+            users = self._users[block] = self._users[block] - 1
+            assert users >= 0, f"block {block} has no user to give it back"
+            if users:
+                continue
+            if not keep(block):
+                self._state[block] = B.FREE
+                self._free[block] = None
+                n_freed += 1
+            elif is_pinned:
+                assert pin_until_s is not None
+                self._pin(block, pin_until_s)
+            else:
+                self._state[block] = B.CACHED
+                self.retain.on_cached(block, now_s)
+                n_cached += 1
+        self._counts[B.ACTIVE] -= n_freed + n_cached
+        self._counts[B.FREE] += n_freed
+        self._counts[B.CACHED] += n_cached
 
     def _pin(self, block: int, until_s: float) -> None:
         self._move(block, B.PINNED)

@@ -211,7 +211,7 @@ class PagedGroup:
 
     def grow(self, seq_id: str, to_tokens: int) -> Growth | None:
         table = self._tables[seq_id]
-        fresh = self.pool.try_take(self.missing_blocks(seq_id, to_tokens))
+        fresh = self.pool.try_take(max(0, self.spec.blocks_for(to_tokens) - len(table)))
         if fresh is None:
             return None
         growth = Growth(len(table), fresh)
@@ -219,16 +219,15 @@ class PagedGroup:
         return growth
 
     def note_full(self, seq_id: str, chain: KeyChain, tokens: int) -> None:
-        table = self._tables[seq_id]
-        for k in range(self._noted[seq_id], tokens // self.spec.block_tokens):
-            self.index.put(chain.key(k), table[k])
-            self._noted[seq_id] = k + 1
+        noted, whole = self._noted[seq_id], tokens // self.spec.block_tokens
+        if whole > noted:
+            self.index.put_all(chain.keys(noted, whole), self._tables[seq_id][noted:whole])
+            self._noted[seq_id] = whole
 
     def release(self, seq_id: str, now_s: float, pin_until_s: float | None = None) -> None:
         del self._noted[seq_id]
         # From the end: the least recently used block is then the deepest one, and a prefix outlives its continuation.
-        for block in reversed(self._tables.pop(seq_id)):
-            self.pool.give_back(block, keep=self.index.knows(block), now_s=now_s, pin_until_s=pin_until_s)
+        self.pool.give_back_all(reversed(self._tables.pop(seq_id)), self.index.knows, now_s, pin_until_s)
 
     def pack(self, seq_id: str, chain: KeyChain, tokens: int) -> Parcel:
         blocks = self._tables[seq_id][: self.blocks_for(tokens)]

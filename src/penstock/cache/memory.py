@@ -10,6 +10,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from functools import partial
 
+from penstock.cache.blocks import BlockState
 from penstock.cache.groups import Has, PagedGroup, StateGroup
 from penstock.cache.host import HostTier
 from penstock.cache.prefix import KeyChain, root_key
@@ -19,6 +20,8 @@ from penstock.core.executor import StateKind, StateSpec
 from penstock.core.plan import BlockCopy, BlockMove, RowBlocks
 from penstock.core.sequence import Sequence, SequenceView
 from penstock.core.view import RetainPolicy
+
+BLOCKS_AHEAD = 4  # that a decoding sequence is given at once, where memory is plenty
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,18 +220,35 @@ class Memory:
 
     def try_grow(self, seq: Sequence, to_tokens: int) -> Change | None:
         """Room for tokens [0, to_tokens) in every group; None, and nothing changed, if one is short."""
-        if any(group.missing_blocks(seq.id, to_tokens) > group.pool.available for group in self.groups):
-            return None
         assert seq.row is not None
+        if len(self.groups) > 1 and any(
+            group.missing_blocks(seq.id, to_tokens) > group.pool.available for group in self.groups
+        ):
+            return None
         grows: list[RowBlocks] = []
         copies: list[BlockCopy] = []
         for g, group in enumerate(self.groups):
             growth = group.grow(seq.id, to_tokens)
-            assert growth is not None, "a group took more blocks than it said it would"
+            if growth is None:
+                assert not g, "a group took more blocks than it said it would"
+                return None
             if growth.blocks:
                 grows.append(RowBlocks(seq.row, g, growth.at, growth.blocks))
             copies.extend(BlockCopy(g, a, b) for a, b in growth.copies)
         return Change(tuple(grows), tuple(copies))
+
+    def decode_tokens(self, seq: Sequence) -> int:
+        """Up to where a decoding sequence whose blocks are full gets room.
+
+        A few blocks at a time, so that tables change less often; one where that would leave little for others.
+        """
+        one_more = seq.planned_tokens + 1
+        last = len(seq.request.prompt) + seq.output_limit_tokens - 1
+        for group in self.groups:
+            is_plenty = group.pool.available - BLOCKS_AHEAD >= group.pool.n_blocks // 2
+            if not (is_plenty and isinstance(group, PagedGroup)):
+                return one_more
+        return max(one_more, min(last, seq.planned_tokens + BLOCKS_AHEAD * self._key_tokens))
 
     @property
     def chunk_tokens(self) -> int | None:
@@ -280,6 +300,11 @@ class Memory:
         self._chains.pop(seq.id, None)
         if self.host is not None:
             self.host.drop(seq.id)
+
+    @property
+    def is_still(self) -> bool:
+        """Nothing happens in it by itself: no pin will expire, and there is no tier to move to."""
+        return self.host is None and not any(group.pool.count(BlockState.PINNED) for group in self.groups)
 
     @property
     def has_moves(self) -> bool:

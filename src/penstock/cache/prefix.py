@@ -8,7 +8,7 @@ keys is a prefix that need not be computed.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 
 KEY_BYTES = 16
@@ -23,13 +23,11 @@ def root_key(salt: str, extras: Sequence[str] = ()) -> bytes:
     return hashed.digest()
 
 
-def next_key(parent: bytes, tokens: array[int]) -> bytes:
-    """The key of the block with these tokens behind `parent`."""
-    return blake2b(parent + tokens.tobytes(), digest_size=KEY_BYTES).digest()
-
-
 class KeyChain:
-    """The keys of one sequence's full blocks, extended as its tokens become known."""
+    """The keys of one sequence's full blocks, extended as its tokens become known.
+
+    A key is the hash of the key before it and the block's tokens.
+    """
 
     def __init__(self, root: bytes, block_tokens: int, tokens: array[int]) -> None:
         self._root = root
@@ -39,13 +37,27 @@ class KeyChain:
 
     def key(self, block: int) -> bytes:
         """The key of block number `block`, all of whose tokens must be known."""
-        size = self._block_tokens
-        assert (block + 1) * size <= len(self._tokens), f"block {block} is not full: {len(self._tokens)} tokens known"
-        while len(self._keys) <= block:
-            at = len(self._keys) * size
-            parent = self._keys[-1] if self._keys else self._root
-            self._keys.append(next_key(parent, self._tokens[at : at + size]))
+        self._extend(block + 1)
         return self._keys[block]
+
+    def keys(self, start: int, stop: int) -> list[bytes]:
+        """Those of blocks [start, stop)."""
+        self._extend(stop)
+        return self._keys[start:stop]
+
+    def _extend(self, n_blocks: int) -> None:
+        begun, size = len(self._keys), self._block_tokens
+        if n_blocks <= begun:
+            return
+        assert n_blocks * size <= len(self._tokens), (
+            f"block {n_blocks - 1} is not full: {len(self._tokens)} tokens known"
+        )
+        data = self._tokens[begun * size : n_blocks * size].tobytes()
+        stride = size * self._tokens.itemsize
+        key = self._keys[-1] if begun else self._root
+        for at in range(0, len(data), stride):
+            key = blake2b(key + data[at : at + stride], digest_size=KEY_BYTES).digest()
+            self._keys.append(key)
 
     @property
     def full_blocks(self) -> int:
@@ -74,9 +86,15 @@ class PrefixIndex:
 
     def put(self, key: bytes, block: int) -> None:
         """Note the content of a block. If another block has the same content already, that one stays the known one."""
-        if key not in self._block_of and block not in self._key_of:
-            self._block_of[key] = block
-            self._key_of[block] = key
+        self.put_all((key,), (block,))
+
+    def put_all(self, keys: Iterable[bytes], blocks: Iterable[int]) -> None:
+        """The same for many."""
+        block_of, key_of = self._block_of, self._key_of
+        for key, block in zip(keys, blocks, strict=True):
+            if key not in block_of and block not in key_of:
+                block_of[key] = block
+                key_of[block] = key
 
     def knows(self, block: int) -> bool:
         return block in self._key_of

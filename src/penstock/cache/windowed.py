@@ -148,9 +148,7 @@ class WindowedGroup:
     def trim(self, seq_id: str, computed_tokens: int, now_s: float) -> None:
         table = self._tables[seq_id]
         stop = min(self._first_read(computed_tokens), table.end)
-        for number in range(table.behind, stop):
-            block = table.blocks.pop(number)
-            self.pool.give_back(block, keep=self.index.knows(block), now_s=now_s)
+        self.pool.give_back_all([table.blocks.pop(n) for n in range(table.behind, stop)], self.index.knows, now_s)
         table.behind = max(table.behind, stop)
 
     def grow(self, seq_id: str, to_tokens: int) -> Growth | None:
@@ -175,8 +173,9 @@ class WindowedGroup:
 
     def release(self, seq_id: str, now_s: float, pin_until_s: float | None = None) -> None:
         # from the end, as every group does: what is given back last is evicted last, and that should be the sinks
-        for block in reversed(self._tables.pop(seq_id).blocks.values()):
-            self.pool.give_back(block, keep=self.index.knows(block), now_s=now_s, pin_until_s=pin_until_s)
+        self.pool.give_back_all(
+            reversed(self._tables.pop(seq_id).blocks.values()), self.index.knows, now_s, pin_until_s
+        )
 
     def pack(self, seq_id: str, chain: KeyChain, tokens: int) -> Parcel:
         table, end = self._tables[seq_id], self._whole(tokens)

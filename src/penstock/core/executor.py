@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
-from penstock.core.plan import Plan
+from penstock.core.plan import DecodeGroup, Leap, Plan
 
 
 class StateKind(Enum):
@@ -159,4 +159,30 @@ class Executor(Protocol):
 
     def close(self) -> None:
         """Give everything back. Results that were not collected are lost."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Foresight:
+    """What comes of planning a decode group so many times more, collecting a result after each plan as ever.
+
+    ends_s [steps]: the engine's clock after each. device_s [steps]: of the results that are collected, those first that
+    are out already. tokens: int32 [rows], the samples of every one of these results.
+    """
+
+    ends_s: npt.NDArray[np.float64]
+    device_s: npt.NDArray[np.float64]
+    tokens: npt.NDArray[np.int32]
+
+
+@runtime_checkable
+class Foreseeing(Protocol):
+    """An executor that knows what steps of one decode group will bring before they were planned."""
+
+    def foresee(self, group: DecodeGroup, steps: int) -> Foresight | None:
+        """At most `steps` steps ahead; None if the next one is not known."""
+        ...
+
+    def leap(self, leap: Leap) -> None:
+        """These steps were planned, and as many results collected as steps were planned. It moves the clock."""
         ...

@@ -132,3 +132,16 @@ class Plan:
     @property
     def is_empty(self) -> bool:
         return not (self.decode.rows or self.chunks)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leap:
+    """`steps` plans in a row, numbered from `first_id`, that hold `decode` and blocks for its members, nothing else.
+
+    grows: (number of the step, from 0, with which it goes; the blocks).
+    """
+
+    decode: DecodeGroup
+    first_id: int
+    steps: int
+    grows: tuple[tuple[int, RowBlocks], ...]

@@ -22,6 +22,8 @@ class SeqState(Enum):
     FINISHED = "finished"
     ABORTED = "aborted"
 
+    __hash__ = object.__hash__  # members are the only objects of their kind; Enum's own goes by the name, in Python
+
 
 S = SeqState
 NEXT: Mapping[SeqState, frozenset[SeqState]] = {

@@ -177,6 +177,14 @@ class RetainPolicy(Protocol):
         ...
 
 
+class Steady:
+    """A batch or preempt policy that derives from this says: while nobody waits, rests or has a prompt to compute, it
+    answers the same step after step (all decode, nobody yields). So it need not be asked before each of them.
+    """
+
+    __slots__ = ()
+
+
 class Observer:
     """A policy of any slot that derives from this follows events; override what it needs."""
 

@@ -8,11 +8,15 @@ sinks: its sum grows by those members alone that have not reached that, and a ca
 from __future__ import annotations
 
 import heapq
+import sys
 from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
 
 from penstock.core.executor import ModelFacts, StateSpec
 from penstock.core.plan import NO_DECODE, Chunk, DecodeGroup, Plan
-from penstock.cost.load import StepLoad, keys_seen
+from penstock.cost.load import Floats, StepLoad, keys_seen
 
 
 class PlanLoads:
@@ -25,7 +29,7 @@ class PlanLoads:
         self._sums = _sums_of(facts.states)
         self._keys: dict[int, int] = {}  # by row; of members of the group: less `steps`
         self._members: set[int] = set()
-        self._group = NO_DECODE
+        self.group = NO_DECODE  # of the last plan that decoded
 
     def keys(self, row: int) -> int:
         """Tokens of a row whose state is written, behind the last plan."""
@@ -51,6 +55,21 @@ class PlanLoads:
             if self._stop_layer(chunk) == self._n_layers:
                 self._keys[chunk.row] = chunk.stop
         return load
+
+    @property
+    def steps_alike(self) -> int:
+        """Steps of the present group in which the same members go on growing, at the least."""
+        return min(one.steps_alike(self.steps) for _, one in self._sums)
+
+    def keys_ahead(self, steps: int) -> Floats:
+        """`StepLoad.decode_keys` of each of the next steps of the group, at most `steps_alike`."""
+        behind = self.steps + np.arange(1, steps + 1)
+        return np.asarray(sum(share * one.keys_ahead(behind) for share, one in self._sums), np.float64)
+
+    def leap(self, steps: int) -> None:
+        """So many steps of the group, at most `steps_alike`, went by."""
+        self.joined = ()
+        self.steps += steps
 
     def of(self, plan: Plan) -> StepLoad:
         """What a plan that somebody thinks of would ask if it came next; nothing goes on."""
@@ -88,14 +107,14 @@ class PlanLoads:
         self.joined = ()
         if not group.rows:
             return
-        if group is not self._group:
+        if group is not self.group:
             members = set(group.rows)
             for row in self._members - members:
                 self._leave(row)
             self.joined = sorted(members - self._members)  # a set has no order of its own
             for row in self.joined:
                 self._join(row)
-            self._group = group
+            self.group = group
         self.steps += 1
 
     def _join(self, row: int) -> None:
@@ -132,6 +151,12 @@ class _KeySum:
             if self._joins.get(row) == number:
                 self._stop_growing(row, (self.most or 0) - at)
                 self._n_whole += 1
+        return self._grown + self._n_growing * steps + self._n_whole * (self.most or 0)
+
+    def steps_alike(self, steps: int) -> int:
+        return self._fills[0][0] - steps - 1 if self._fills else sys.maxsize
+
+    def keys_ahead(self, steps: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         return self._grown + self._n_growing * steps + self._n_whole * (self.most or 0)
 
     def of(self, keys: int) -> int:

@@ -6,11 +6,11 @@ device's peak rates, whichever is longer. `Fitted` keeps the same parts and lear
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from penstock.cost.devices import Device
-from penstock.cost.load import Estimate, StepLoad
+from penstock.cost.load import Estimate, Floats, StepLoad
 from penstock.cost.shape import ModelShape
 
 
@@ -19,6 +19,10 @@ class CostModel(Protocol):
 
     def step(self, load: StepLoad) -> Estimate:
         """Device time of a step."""
+        ...
+
+    def decode_s(self, rows: int, keys: Floats) -> Floats:
+        """Device times of steps in which so many sequences decode; keys [steps]: `StepLoad.decode_keys` of each."""
         ...
 
     def host_s(self, load: StepLoad) -> float:
@@ -87,11 +91,28 @@ class Roofline:
     step_s: float = 250e-6
     host_step_s: float = 150e-6
     band_frac: float = 0.3
+    _lines: dict[int, tuple[float, float]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def step(self, load: StepLoad) -> Estimate:
+        if not load.chunk_tokens and load.samples == load.decode_rows:
+            base_s, key_s = self._decode_line(load.decode_rows)
+            return Estimate(base_s + key_s * load.decode_keys, self.band_frac)
         parts = self.work.parts(load)
         seconds = self.step_s + (parts.linear_s + parts.head_s) / self.linear_frac
         return Estimate(seconds + (parts.read_s + parts.prompt_s) / self.attention_frac, self.band_frac)
+
+    def decode_s(self, rows: int, keys: Floats) -> Floats:
+        base_s, key_s = self._decode_line(rows)
+        return base_s + key_s * keys
+
+    def _decode_line(self, rows: int) -> tuple[float, float]:
+        """(seconds, seconds per key) of a step in which so many sequences decode."""
+        line = self._lines.get(rows)
+        if line is None:
+            parts = self.work.parts(StepLoad(decode_rows=rows, decode_keys=1, samples=rows))
+            base_s = self.step_s + (parts.linear_s + parts.head_s) / self.linear_frac
+            line = self._lines[rows] = base_s, parts.read_s / self.attention_frac
+        return line
 
     def host_s(self, load: StepLoad) -> float:
         return self.host_step_s

@@ -18,13 +18,11 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from penstock.core.errors import ConfigError
-from penstock.cost.load import Estimate, StepLoad
+from penstock.cost.load import Estimate, Floats, StepLoad
 
 FORMAT_VERSION = 1
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +91,9 @@ class Fitted:
         else:
             seconds = p.decode.at(load.decode_rows)
         return Estimate(seconds + p.decode_key_s * load.decode_keys, p.band_frac)
+
+    def decode_s(self, rows: int, keys: Floats) -> Floats:
+        return self.profile.decode.at(rows) + self.profile.decode_key_s * keys
 
     def host_s(self, load: StepLoad) -> float:
         return self.profile.host_s

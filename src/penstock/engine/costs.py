@@ -8,6 +8,8 @@ Computing is taken to be linear in tokens, so a long context is thought cheaper 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from penstock.core.executor import ModelFacts, StepResult
 from penstock.core.plan import Plan
 
@@ -34,9 +36,10 @@ class _Rate:
         self._seconds += seconds
         self._units += units
 
-    def fade(self) -> None:
-        self._seconds *= KEPT_PER_STEP
-        self._units *= KEPT_PER_STEP
+    def fade(self, steps: int = 1) -> None:
+        kept_frac = KEPT_PER_STEP**steps
+        self._seconds *= kept_frac
+        self._units *= kept_frac
 
 
 class OnlineCosts:
@@ -65,6 +68,16 @@ class OnlineCosts:
             return
         others_s = self._decode_s if plan.decode.rows else 0.0
         self._token.see(max(0.0, result.device_s - others_s), tokens)
+
+    def note_decodes(self, seconds: Iterable[float]) -> None:
+        """Steps that only decode were carried out, and took so long."""
+        decode_s, n = self._decode_s, 0
+        for step_s in seconds:
+            decode_s += 0.1 * (step_s - decode_s)
+            n += 1
+        self._decode_s = decode_s
+        self._token.fade(n)
+        self._byte.fade(n)
 
     def note_move(self, n_bytes: int, seconds: float) -> None:
         """So many bytes were copied between the tiers."""

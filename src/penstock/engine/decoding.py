@@ -6,7 +6,9 @@ it reaches its output limit. Both stand in a calendar by step; a step looks at i
 
 from __future__ import annotations
 
+import heapq
 from collections import defaultdict
+from collections.abc import Mapping
 
 from penstock.core.plan import NO_DECODE, DecodeGroup
 from penstock.core.sequence import Sequence, StepCounter
@@ -24,6 +26,7 @@ class Decoding:
         self._n_joins = 0
         self._full: defaultdict[int, Page] = defaultdict(list)
         self._limit: defaultdict[int, Page] = defaultdict(list)
+        self._limit_steps: list[int] = []  # the keys of `_limit`, a heap
         self._version = 0
         self._group = NO_DECODE
         self._epochs: tuple[tuple[Sequence, int], ...] = ()
@@ -42,7 +45,10 @@ class Decoding:
         self._note_capacity(seq, capacity_tokens)
         left = seq.output_limit_tokens - seq.planned_outputs
         assert left > 0, f"{seq.id} has no output left to decode"
-        self._limit[self._counter.steps + left].append((seq.row, self._join_of[seq.row]))
+        at = self._counter.steps + left
+        if at not in self._limit:
+            heapq.heappush(self._limit_steps, at)
+        self._limit[at].append((seq.row, self._join_of[seq.row]))
 
     def leave(self, seq: Sequence) -> None:
         assert seq.row is not None
@@ -62,8 +68,15 @@ class Decoding:
     def advance(self) -> None:
         """Everyone takes a step; those who reached their output limit leave."""
         self._counter.steps += 1
-        for seq in self._live(self._limit.pop(self._counter.steps, [])):
-            self.leave(seq)
+        if self._limit_steps and self._limit_steps[0] == self._counter.steps:
+            heapq.heappop(self._limit_steps)
+            for seq in self._live(self._limit.pop(self._counter.steps)):
+                self.leave(seq)
+
+    @property
+    def steps_to_limit(self) -> int:
+        """Steps after which a member may have reached its output limit; no member does before that."""
+        return self._limit_steps[0] - self._counter.steps
 
     @property
     def group(self) -> DecodeGroup:
@@ -72,6 +85,11 @@ class Decoding:
             self._group = DecodeGroup(tuple(self._members), self._version)
             self._epochs = tuple((seq, seq.epoch) for seq in self._members.values())
         return self._group
+
+    @property
+    def members(self) -> Mapping[int, Sequence]:
+        """By row, in the order of `group.rows`."""
+        return self._members
 
     @property
     def epochs(self) -> tuple[tuple[Sequence, int], ...]:

@@ -18,6 +18,10 @@ class Draft:
     chunks: dict[int, Chunk] = field(default_factory=dict)
     ends: list[int] = field(default_factory=list)
 
+    @property
+    def is_empty(self) -> bool:
+        return not (self.starts or self.grows or self.copies or self.chunks or self.ends)
+
     def end(self, row: int) -> None:
         """The row's sequence is gone. A device that never heard of it need not hear of its end."""
         if self.starts.pop(row, None) is None:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from penstock.cache.memory import Memory
 from penstock.core.errors import InvalidRequest, NeverFits, Overloaded, PromptTooLong
 from penstock.core.executor import ModelFacts
@@ -49,8 +51,9 @@ class QueueLimits:
 def check_request(request: Request, facts: ModelFacts, memory: Memory) -> None:
     """Raise PromptTooLong, NeverFits or InvalidRequest for what the model cannot follow or memory never holds."""
     prompt_tokens, context = len(request.prompt), facts.max_model_tokens
-    bad = next((t for t in request.prompt if not 0 <= t < facts.vocab_size), None)
-    if bad is not None:
+    ids = np.frombuffer(request.prompt, np.int32)
+    if ids.min() < 0 or ids.max() >= facts.vocab_size:
+        bad = next(token for token in request.prompt if not 0 <= token < facts.vocab_size)
         raise InvalidRequest(f"token id {bad} is not in 0..{facts.vocab_size - 1}", param="prompt")
     check_sampling(request.sampling, facts)
     if prompt_tokens >= context:

@@ -9,11 +9,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from math import inf
+
+import numpy as np
 
 from penstock.cache.host import HostTier
 from penstock.cache.memory import Memory, build_groups
 from penstock.core.clock import Clock, MonotonicClock
-from penstock.core.executor import Executor, Ticket
+from penstock.core.executor import Executor, Foreseeing, Foresight, Ticket
+from penstock.core.plan import Leap, Plan
 from penstock.core.request import Request
 from penstock.core.sequence import FinishReason
 from penstock.engine.costs import OnlineCosts
@@ -34,6 +38,8 @@ class Engine:
         self._look_ahead = look_ahead
         self._out: deque[tuple[Planned, Ticket]] = deque()
         self._is_stalled = False
+        self._foreseeing = executor if isinstance(executor, Foreseeing) else None
+        self._ahead: Foresight | None = None
         self._steps = 0
         self._prefill_tokens = 0
         self._decode_tokens = 0
@@ -71,6 +77,43 @@ class Engine:
         if len(self._out) > self._look_ahead or (planned is None and self._out):
             self._collect()
         return self.take_updates()
+
+    def steady_until_s(self) -> float:
+        """Until then, if nobody comes or is cancelled, `leap` can do what `step` would; now, if it cannot."""
+        self._ahead = self._foresee()
+        return self._clock.now_s() if self._ahead is None else float(self._ahead.ends_s[-1])
+
+    def leap(self, until_s: float = inf) -> None:
+        """Take the steps that begin before then and that `steady_until_s`, just asked, foresaw."""
+        ahead, self._ahead = self._ahead, None
+        now_s = self._clock.now_s()
+        if ahead is None or now_s >= until_s:
+            return
+        assert self._foreseeing is not None
+        steps = min(len(ahead.ends_s), 1 + int(np.searchsorted(ahead.ends_s, until_s)))
+        leap = self.scheduler.leap(ahead, steps, now_s)
+        self._foreseeing.leap(leap)
+        self._rename_out(leap)
+        self._steps += steps
+        self._decode_tokens += steps * leap.decode.tokens
+        self._device_s += float(ahead.device_s[:steps].sum())
+
+    def _foresee(self) -> Foresight | None:
+        if self._foreseeing is None or len(self._out) != self._look_ahead or not self._out:
+            return None
+        steps = self.scheduler.leaps.steps(planned for planned, _ in self._out)
+        if steps < 1:
+            return None
+        ahead = self._foreseeing.foresee(self._out[0][0].plan.decode, steps)
+        return None if ahead is None or self.scheduler.leaps.is_end_among(ahead.tokens) else ahead
+
+    def _rename_out(self, leap: Leap) -> None:
+        """What is out now are the last plans of a leap; all but their number is as before."""
+        stop_id = leap.first_id + leap.steps
+        for at, (planned, _) in enumerate(self._out):
+            plan_id = stop_id - len(self._out) + at
+            plan = Plan(id=plan_id, decode=leap.decode)
+            self._out[at] = Planned(plan, planned.samples, ()), Ticket(plan_id)
 
     def take_updates(self) -> list[Update]:
         """What happened since the last call."""

@@ -39,6 +39,11 @@ class Residents:
         return bool(self._paused)
 
     @property
+    def is_changing(self) -> bool:
+        """Somebody rests or waits for what it starts from, or the next plan has something to tell."""
+        return bool(self._paused or self._arriving) or not self.draft.is_empty
+
+    @property
     def somebody_runs(self) -> bool:
         """Otherwise memory lies with paused sequences, and only one of these can give it back."""
         return any(seq.state is SeqState.RUNNING for seq in self.by_row.values())
@@ -77,15 +82,23 @@ class Residents:
     # --- arriving -------------------------------------------------------------------------------------------------
     def note_departed(self, plan_id: int) -> None:
         """The moves that arriving sequences wait for go out with this plan."""
-        self._arriving = {row: plan_id if waits_for is None else waits_for for row, waits_for in self._arriving.items()}
+        if self._arriving:
+            self._arriving = {
+                row: plan_id if waits_for is None else waits_for for row, waits_for in self._arriving.items()
+            }
 
     def note_landed(self, plan_id: int) -> None:
         self._let_in([row for row, waits_for in self._arriving.items() if waits_for == plan_id])
 
-    def hurry(self) -> None:
-        """If nobody else has anything to compute, waiting gains nothing: the device itself then waits for the bytes."""
-        if self._arriving and not self.prefilling and not len(self.decoding):
+    def hurry(self) -> bool:
+        """If nobody else has anything to compute, waiting gains nothing: the device itself then waits for the bytes.
+
+        Whether that is so.
+        """
+        is_idle = bool(self._arriving) and not self.prefilling and not len(self.decoding)
+        if is_idle:
             self._let_in(list(self._arriving))
+        return is_idle
 
     def _let_in(self, rows: list[int]) -> None:
         for row in rows:

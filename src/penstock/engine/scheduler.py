@@ -12,13 +12,14 @@ from dataclasses import replace
 
 from penstock.cache.memory import Memory
 from penstock.core.errors import InvalidRequest, Overloaded, PolicyViolation
-from penstock.core.executor import ModelFacts, StepResult, TokenLogprobs
-from penstock.core.plan import NO_DECODE, BlockCopy, Chunk, Plan, RowStart
+from penstock.core.executor import Foresight, ModelFacts, StepResult, TokenLogprobs
+from penstock.core.plan import NO_DECODE, BlockCopy, Chunk, Leap, Plan, RowStart
 from penstock.core.request import Request
 from penstock.core.sequence import ENDED, RESIDENT, FinishReason, SeqState, Sequence
-from penstock.core.view import Admission, Observer, View, Yield
+from penstock.core.view import Admission, View, Yield
 from penstock.engine.costs import OnlineCosts
 from penstock.engine.draft import Draft, Planned
+from penstock.engine.leaps import Leaps
 from penstock.engine.ledger import Ledger
 from penstock.engine.limits import QueueLimits, check_request, output_limit_tokens
 from penstock.engine.messages import Update
@@ -26,7 +27,7 @@ from penstock.engine.outputs import RequestStats
 from penstock.engine.queue import WaitQueue
 from penstock.engine.residents import Residents
 from penstock.policy.checks import check_choice
-from penstock.policy.presets import Policies
+from penstock.policy.presets import EVENTS, Policies, observers_of
 
 SEED_STRIDE = 0x9E3779B97F4A7C15  # keeps the samples of one request apart; odd, so all 2**63 multiples differ
 
@@ -53,13 +54,13 @@ class Scheduler:
         self._limits = limits or QueueLimits()
         self._queue = WaitQueue(policies.order)
         self._residents = Residents(memory, self._queue, max_rows)
+        self.leaps = Leaps(self._residents, self._queue, memory, policies)
         self._unborn: dict[str, list[Sequence]] = {}  # samples that wait for sample 0 to compute their prompt
         self._fork_parent: dict[str, Sequence] = {}
         self._prompt_logprobs: dict[str, list[TokenLogprobs]] = {}
         self._next_plan_id = 0
         self._now_s = 0.0
-        slots = (policies.order, policies.admit, policies.batch, policies.preempt, policies.predict)
-        self._observers = tuple(policy for policy in slots if isinstance(policy, Observer))
+        self._watching = {event: observers_of(policies, event) for event in EVENTS}
 
     # --- requests come and go -----------------------------------------------------------------------------------------
     @property
@@ -110,7 +111,7 @@ class Scheduler:
         self._queue.add(samples[0])
         if len(samples) > 1:
             self._unborn[request.id] = samples[1:]
-        for observer in self._observers:
+        for observer in self._watching["on_arrival"]:
             for seq in samples:
                 observer.on_arrival(seq, self._view())
 
@@ -136,10 +137,12 @@ class Scheduler:
         """The next step; None if nobody can run now."""
         self._now_s = now_s
         self.memory.tick(now_s)
-        self._yield_by_choice()
-        self._admit()
-        self._residents.hurry()
         view = self._view()
+        if self._yield_by_choice(view):
+            view = self._view()
+        has_begun, is_hurried = self._admit(view), self._residents.hurry()
+        if has_begun or is_hurried:
+            view = self._view()
         choice = self.policies.batch.batch(view)
         check_choice(self.policies.batch, choice, view, self._residents.prefilling)
         return self._bind(choice)
@@ -158,8 +161,10 @@ class Scheduler:
             max_rows=self.max_rows,
         )
 
-    def _yield_by_choice(self) -> None:
-        for preemption in self.policies.preempt.choose(self._view()):
+    def _yield_by_choice(self, view: View) -> bool:
+        """Whether somebody did."""
+        preemptions = self.policies.preempt.choose(view)
+        for preemption in preemptions:
             seq = self._residents.by_row.get(preemption.row)
             if seq is None or seq.state is not SeqState.RUNNING:
                 raise PolicyViolation(self.policies.preempt, f"row {preemption.row} does not run")
@@ -167,6 +172,7 @@ class Scheduler:
                 self._residents.pause(seq)
             else:
                 self._preempt(seq, preemption.how)
+        return bool(preemptions)
 
     def _preempt(self, seq: Sequence, how: Yield) -> None:
         """A resident sequence loses its memory; in the way that the policy chose, if that can be."""
@@ -176,20 +182,25 @@ class Scheduler:
             self._prompt_logprobs.pop(seq.id, None)
         self._residents.preempt(seq, how, self._now_s)
 
-    def _admit(self) -> None:
-        residents = self._residents
+    def _admit(self, view: View) -> bool:
+        """Whether somebody started, or goes on."""
+        residents, has_begun = self._residents, False
         if not len(self._queue) or not (residents.has_free_row or residents.has_paused):
-            return
-        for seq in tuple(self._queue.ordered(self._view())):
+            return False
+        for seq in tuple(self._queue.ordered(view)):
             if seq.row is None and not residents.has_free_row:
                 continue  # a paused one behind it has its row
             if seq.state is SeqState.SWAPPED and seq.total_tokens <= seq.planned_tokens:
                 continue  # the token that it goes on from is still in flight
-            answer = self.policies.admit.admit(seq, self._view())
+            answer = self.policies.admit.admit(seq, view)
             if answer is Admission.WAIT:
-                return
-            if answer is Admission.START and not self._start(seq) and residents.somebody_runs:
-                return
+                break
+            if answer is Admission.START:
+                if self._start(seq):
+                    view, has_begun = self._view(), True
+                elif residents.somebody_runs:
+                    break
+        return has_begun
 
     def _start(self, seq: Sequence) -> bool:
         """Give a waiting sequence a row and its prefix hit, or let one go on that is paused or swapped.
@@ -252,7 +263,7 @@ class Scheduler:
         is_decode_step = choice.decode is not NO_DECODE and len(decoding) > 0
         if is_decode_step:
             for seq in decoding.take_full():
-                if seq.is_decoding and self._make_room(seq, seq.planned_tokens + 1):
+                if seq.is_decoding and self._make_room(seq, self.memory.decode_tokens(seq)):
                     decoding.note_grown(seq, self.memory.capacity_tokens(seq))
         for chunk in choice.chunks:
             chunk_seq = residents.prefilling.get(chunk.row)
@@ -275,7 +286,7 @@ class Scheduler:
         self.memory.trim(seq)
         while (change := self.memory.try_grow(seq, to_tokens)) is None:
             view = self._view()
-            for observer in self._observers:
+            for observer in self._watching["on_pressure"]:
                 observer.on_pressure(view)
             preemption = self.policies.preempt.victim(view, view.running)
             victim = self._residents.by_row.get(preemption.row)
@@ -312,7 +323,7 @@ class Scheduler:
         residents.note_departed(plan.id)
         self._next_plan_id += 1
         chunk_samples = tuple(owners[i] for i in plan.sampling_chunks)
-        for observer in self._observers:
+        for observer in self._watching["on_step"]:
             observer.on_step(plan, self._view())
         return Planned(plan, samples + chunk_samples, owners)
 
@@ -322,6 +333,18 @@ class Scheduler:
         for sibling in self._unborn.pop(seq.request.id, ()):
             self._fork_parent[sibling.id] = seq
             self._queue.add(sibling)
+
+    def leap(self, ahead: Foresight, steps: int, now_s: float) -> Leap:
+        """Plan the decode group `steps` times more, and take in as many results. It is now `now_s`.
+
+        steps: at most what `leaps.steps` said, and what is foreseen.
+        """
+        leap, updates = self.leaps.take(ahead, steps, now_s, self._next_plan_id)
+        self._next_plan_id += steps
+        self._now_s = float(ahead.ends_s[steps - 1])
+        self.costs.note_decodes(ahead.device_s[:steps].tolist())
+        self.updates.extend(updates)
+        return leap
 
     # --- results ------------------------------------------------------------------------------------------------------
     def collect(self, planned: Planned, result: StepResult, now_s: float) -> None:
@@ -376,7 +399,7 @@ class Scheduler:
         update.finish = reason
         update.stats = self._stats(seq)
         self.ledger.note_end(seq, self._now_s)
-        for observer in self._observers:
+        for observer in self._watching["on_finish"]:
             observer.on_finish(seq, self._view())
 
     def _leave_queue(self, seq: Sequence) -> None:

@@ -14,7 +14,15 @@ from typing import Any, cast
 import msgspec
 
 from penstock.core.errors import ConfigError, UnknownName
-from penstock.core.view import AdmitPolicy, BatchPolicy, LengthPredictor, OrderPolicy, PreemptPolicy, RetainPolicy
+from penstock.core.view import (
+    AdmitPolicy,
+    BatchPolicy,
+    LengthPredictor,
+    Observer,
+    OrderPolicy,
+    PreemptPolicy,
+    RetainPolicy,
+)
 from penstock.policy.admit import ADMIT
 from penstock.policy.batch import BATCH
 from penstock.policy.order import ORDER
@@ -63,6 +71,16 @@ class Policies:
     predict: LengthPredictor
     new_retain: Callable[[], RetainPolicy]
     names: Mapping[str, str]
+
+
+EVENTS = ("on_arrival", "on_step", "on_finish", "on_pressure")
+
+
+def observers_of(policies: Policies, event: str) -> tuple[Observer, ...]:
+    """The policies that do something when told of this event."""
+    slots = (policies.order, policies.admit, policies.batch, policies.preempt, policies.predict)
+    observers = (slot for slot in slots if isinstance(slot, Observer))
+    return tuple(slot for slot in observers if getattr(type(slot), event, None) is not getattr(Observer, event))
 
 
 def build_policies(

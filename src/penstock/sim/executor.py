@@ -12,15 +12,17 @@ import heapq
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from penstock.core.clock import Clock, VirtualClock
-from penstock.core.executor import ModelFacts, StepResult, Ticket
-from penstock.core.plan import Chunk, DecodeGroup, Plan
+from penstock.core.executor import Foresight, ModelFacts, StepResult, Ticket
+from penstock.core.plan import Chunk, DecodeGroup, Leap, Plan
 from penstock.cost.follow import PlanLoads
+from penstock.cost.load import Floats, StepLoad
 from penstock.cost.model import CostModel
 
 SOME_TOKEN, STOP_TOKEN = 1, 0
@@ -37,7 +39,7 @@ class JumpingClock(VirtualClock):
     """Virtual time: waiting is free."""
 
     def wait_until(self, at_s: float) -> None:
-        self.advance(max(0.0, at_s - self.now_s()))
+        self._now_s = max(self._now_s, at_s)
 
 
 class SleepingClock:
@@ -48,6 +50,17 @@ class SleepingClock:
 
     def wait_until(self, at_s: float) -> None:
         time.sleep(max(0.0, at_s - time.monotonic()))
+
+
+@dataclass(frozen=True, slots=True)
+class _Ahead:
+    """ends_s: the clock after each step that is foreseen. done_s, device_s: ends and lengths of the steps that are out,
+    and then of those that are foreseen.
+    """
+
+    ends_s: Floats
+    done_s: Floats
+    device_s: Floats
 
 
 class SimExecutor:
@@ -81,6 +94,7 @@ class SimExecutor:
         self._endings: list[tuple[int, int]] = []  # (step of the decode group, row), a heap
         self._ordinary = np.zeros(0, np.int32)
         self._busy_until_s = 0.0
+        self._ahead: _Ahead | None = None
         self._host_bytes_per_s = host_bytes_per_s
         self._lane_busy_until_s = 0.0  # the link to host memory
         self._submitted: deque[tuple[float, int, StepResult]] = deque()
@@ -124,6 +138,53 @@ class SimExecutor:
         assert plan_id == ticket.plan_id, f"{ticket} is not the oldest: collect {plan_id} first"
         self._clock.wait_until(done_s)
         return result
+
+    def foresee(self, group: DecodeGroup, steps: int) -> Foresight | None:
+        """Until an answer ends, or a window is full."""
+        loads, rows = self._loads, len(group.rows)
+        if self._has_own_host_time or group is not loads.group:
+            return None
+        for _, _, result in self._submitted:
+            if result.tokens.base is not self._ordinary or len(result.tokens) != rows:
+                return None  # an end is on its way, or it is of other members
+        if self._endings:
+            steps = min(steps, self._endings[0][0] - loads.steps - 1)
+        steps = min(steps, loads.steps_alike)
+        if steps < 1:
+            return None
+        seconds = self._cost.decode_s(rows, loads.keys_ahead(steps))
+        done_s, ends_s = self._times(seconds, self._cost.host_s(StepLoad(rows, samples=rows)))
+        device_s = np.concatenate(([result.device_s for _, _, result in self._submitted], seconds))
+        self._ahead = _Ahead(ends_s, done_s, device_s)
+        return Foresight(ends_s=ends_s, device_s=device_s[:steps], tokens=self._ordinary[:rows])
+
+    def _times(self, seconds: Floats, host_s: float) -> tuple[Floats, Floats]:
+        """(ends of the steps that are out and of those of `seconds`, the clock after each of the latter), if a plan is
+        submitted and a result collected by turns."""
+        steps, out_s = len(seconds), [done_s for done_s, _, _ in self._submitted]
+        now_s = self._clock.now_s()
+        if len(out_s) == 1 and host_s <= min(float(seconds.min()), out_s[0] - now_s):  # the device never waits
+            done_s = np.cumsum(np.concatenate((out_s, seconds)))
+            return done_s, done_s[:steps]
+        done, ends = out_s, []
+        for at, step_s in enumerate(seconds.tolist()):
+            now_s += host_s
+            done.append(max(done[-1], now_s) + step_s)
+            now_s = max(now_s, done[at])
+            ends.append(now_s)
+        return np.array(done), np.array(ends)
+
+    def leap(self, leap: Leap) -> None:
+        ahead, self._ahead = self._ahead, None
+        assert ahead is not None, "ask what is foreseen first"
+        n_out, tokens = len(self._submitted), self._ordinary[: leap.decode.tokens]
+        self._loads.leap(leap.steps)
+        self._busy_until_s = float(ahead.done_s[leap.steps + n_out - 1])
+        self._submitted.clear()
+        for at in range(leap.steps, leap.steps + n_out):
+            result = StepResult(tokens=tokens, device_s=float(ahead.device_s[at]))
+            self._submitted.append((float(ahead.done_s[at]), leap.first_id + at - n_out, result))
+        self._clock.wait_until(float(ahead.ends_s[leap.steps - 1]))
 
     def close(self) -> None:
         self._submitted.clear()

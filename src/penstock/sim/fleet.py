@@ -8,7 +8,6 @@ before the next one. Instances meet at the dispatcher only, which looks at them 
 from __future__ import annotations
 
 import heapq
-from array import array
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -74,6 +73,7 @@ class Fleet:
     pacing: Pacing = Pacing.OPEN
     are_lengths_hidden: bool = False
     records: list[RequestRecord] = field(default_factory=list)
+    _due_s: dict[int, float] = field(default_factory=dict)  # by busy instance
     _open: dict[str, tuple[int, TraceRequest, float]] = field(default_factory=dict)
     _later_turns: defaultdict[str, deque[tuple[int, TraceRequest]]] = field(default_factory=lambda: defaultdict(deque))
 
@@ -85,7 +85,7 @@ class Fleet:
         arrivals = self._arrivals(trace)
         upcoming: list[tuple[float, int, TraceRequest]] = []  # later turns of sessions, a heap
         following = next(arrivals, None)
-        busy: list[tuple[float, int]] = []
+        busy: list[tuple[float, int]] = []  # (when its next step begins, instance), a heap; see `_due_s`
         while busy or upcoming or following is not None:
             if upcoming and (following is None or upcoming[0][:2] < following[:2]):
                 arrival, is_later_turn = upcoming[0], True
@@ -97,21 +97,20 @@ class Fleet:
                 else:
                     following = next(arrivals, None)
                 instance = self._dispatch(*arrival)
-                if instance is not None:
-                    heapq.heappush(busy, (instance.clock.now_s(), instance.index))
+                self._note_due(instance, busy)
                 continue
-            _, index = busy[0]
+            due_s, index = heapq.heappop(busy)
+            if due_s != self._due_s.get(index):
+                continue  # it was given something meanwhile
             instance = self.instances[index]
+            instance.engine.leap()
             for update in instance.engine.step():
                 if update.finish is not None:
                     self._end(update, instance, upcoming)
                     on_progress(len(self.records), instance.clock.now_s())
             if instance.engine.is_stalled:
                 instance.clock.advance(STALL_S)
-            if instance.engine.has_work:
-                heapq.heapreplace(busy, (instance.clock.now_s(), index))
-            else:
-                heapq.heappop(busy)
+            self._note_due(instance, busy)
         self.records.sort(key=lambda record: record.index)
 
     def _arrivals(self, trace: Trace) -> Iterator[tuple[float, int, TraceRequest]]:
@@ -129,10 +128,18 @@ class Fleet:
         later = {index for turns in self._later_turns.values() for index, _ in turns}
         yield from ((row.arrival_s, index, row) for index, row in known if index not in later)
 
-    def _dispatch(self, at_s: float, index: int, row: TraceRequest) -> Instance | None:
-        """Give a request to an instance; None if that was busy already, or refused it."""
+    def _note_due(self, instance: Instance, busy: list[tuple[float, int]]) -> None:
+        """Say when an instance has to take a step that is not like the last; what was said before is void."""
+        if instance.engine.has_work:
+            due_s = self._due_s[instance.index] = instance.engine.steady_until_s()
+            heapq.heappush(busy, (due_s, instance.index))
+        else:
+            self._due_s.pop(instance.index, None)
+
+    def _dispatch(self, at_s: float, index: int, row: TraceRequest) -> Instance:
+        """Give a request to an instance, which may refuse it."""
         instance = self.dispatcher.choose(row, self.instances)
-        was_busy = instance.engine.has_work
+        instance.engine.leap(at_s)
         instance.clock.wait_until(at_s)
         n_output = max(1, row.output_tokens)
         prompt = self.prompts.prompt(index, row)
@@ -144,7 +151,7 @@ class Fleet:
         )
         request = Request(
             id=f"{index:09d}",  # of those that arrive at one time, the first in the trace is first
-            prompt=array("i", ids),
+            prompt=ids,
             sampling=sampling,
             arrival_s=at_s,
             seed=index,
@@ -159,9 +166,9 @@ class Fleet:
             outcome = Outcome.REFUSED if isinstance(refused, Overloaded) else Outcome.ERROR
             record = RequestRecord(index=index, scheduled_s=at_s, outcome=outcome, error=str(refused), **identity(row))
             self.records.append(replace(record, sent_s=at_s, end_s=at_s))
-            return None
-        self._open[request.id] = index, row, at_s
-        return None if was_busy else instance
+        else:
+            self._open[request.id] = index, row, at_s
+        return instance
 
     def _end(self, update: Update, instance: Instance, upcoming: list[tuple[float, int, TraceRequest]]) -> None:
         index, row, sent_s = self._open.pop(update.request_id)

@@ -10,6 +10,7 @@ leaves out 0 to 2, which are special in most.
 from __future__ import annotations
 
 import hashlib
+from array import array
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,15 +36,15 @@ class PromptStream:
                 "give a start of 0 or more and a stop above it"
             )
 
-    def prompt(self, index: int, request: TraceRequest) -> str | list[int]:
+    def prompt(self, index: int, request: TraceRequest) -> str | array[int]:
         """What to send: the recorded text or ids if the trace has them, else ids from the streams."""
         if request.prompt_text is not None:
             return request.prompt_text
         if request.prompt_ids is not None:
-            return list(request.prompt_ids)
+            return array("i", request.prompt_ids)
         return self.ids(index, request)
 
-    def ids(self, index: int, request: TraceRequest) -> list[int]:
+    def ids(self, index: int, request: TraceRequest) -> array[int]:
         n_tokens = max(1, request.input_tokens)
         if request.session is not None:
             return self._draw(f"session/{request.session}", n_tokens)
@@ -51,8 +52,8 @@ class PromptStream:
             return self._from_blocks(request, n_tokens)
         return self._draw(f"request/{index}", n_tokens)
 
-    def _from_blocks(self, request: TraceRequest, n_tokens: int) -> list[int]:
-        ids: list[int] = []
+    def _from_blocks(self, request: TraceRequest, n_tokens: int) -> array[int]:
+        ids = array("i")
         for block_hash in request.block_hashes:
             ids += self._draw(f"block/{block_hash}", min(self.block_tokens, n_tokens - len(ids)))
             if len(ids) == n_tokens:
@@ -60,8 +61,7 @@ class PromptStream:
         # fewer hashes than blocks: what follows the last known block is this request's own
         return ids + self._draw(f"tail/{request.block_hashes[-1]}", n_tokens - len(ids))
 
-    def _draw(self, name: str, n_tokens: int) -> list[int]:
+    def _draw(self, name: str, n_tokens: int) -> array[int]:
         digest = hashlib.blake2b(f"{self.seed}/{name}".encode(), digest_size=16).digest()
         rng = np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))
-        ids: list[int] = rng.integers(self.vocab_start, self.vocab_stop, n_tokens).tolist()
-        return ids
+        return array("i", rng.integers(self.vocab_start, self.vocab_stop, n_tokens).astype(np.int32).tobytes())

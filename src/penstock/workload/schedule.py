@@ -41,9 +41,10 @@ class BodyMaker:
     has_objectives: bool = True
 
     def body(self, index: int, request: TraceRequest) -> bytes:
+        prompt = self.prompts.prompt(index, request)
         body: dict[str, Any] = {
             "model": self.model,
-            "prompt": self.prompts.prompt(index, request),
+            "prompt": prompt if isinstance(prompt, str) else prompt.tolist(),
             "max_tokens": max(1, request.output_tokens),  # a recorded failure still cost its prompt
             "ignore_eos": True,
             "temperature": 0,

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from penstock.core.plan import Chunk, Plan
-from penstock.core.view import View, next_chunk
+from penstock.core.view import Steady, View, next_chunk
 from penstock.policy.options import check_option
 
 
 @dataclass(frozen=True, slots=True)
-class DecodeFirst:
+class DecodeFirst(Steady):
     """Decode every running sequence, then spend the rest of the budget on prompts (Sarathi-Serve, arXiv 2403.02310).
 
     budget_tokens: most tokens of a step, decodes included. At most `long_prefills` prompts with more than `long_tokens`

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from penstock.core.plan import NO_DECODE, Chunk, Plan
-from penstock.core.view import View, next_chunk
+from penstock.core.view import Steady, View, next_chunk
 from penstock.policy.options import check_option
 
 
 @dataclass(frozen=True, slots=True)
-class PrefillFirst:
+class PrefillFirst(Steady):
     """While a prompt is to be computed, steps hold prompts only; then everyone decodes (Orca-like, as early vLLM).
 
     budget_tokens: most prompt tokens of a step; a longer prompt is cut.

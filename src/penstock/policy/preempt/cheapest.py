@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from math import inf
 
 from penstock.core.sequence import SequenceView
-from penstock.core.view import Preemption, View, Yield
+from penstock.core.view import Preemption, Steady, View, Yield
 from penstock.policy.options import check_option
 from penstock.policy.preempt.newest import newest
 
 
 @dataclass(frozen=True, slots=True)
-class Cheapest:
+class Cheapest(Steady):
     """The newest yields: by swap where copying its state out and in costs less than computing it again.
 
     Both are estimates (`View.costs`). Swapping is chosen below `swap_below` times the cost of computing; 0 never swaps.

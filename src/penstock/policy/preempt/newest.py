@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from penstock.core.sequence import SequenceView
-from penstock.core.view import Preemption, View, Yield
+from penstock.core.view import Preemption, Steady, View, Yield
 
 
 @dataclass(frozen=True, slots=True)
-class Newest:
+class Newest(Steady):
     """The running sequence that arrived last gives its memory up and is recomputed later.
 
     The oldest is never chosen while another runs, so at least one sequence always makes progress.
