@@ -146,19 +146,18 @@ def _compare(
 ) -> None:
     """A report of each setup, and of each beside the first."""
     from penstock.workload.compare import compare
-    from penstock.workload.html import write_html
     from penstock.workload.measure import summarise
     from penstock.workload.report import render, render_comparison, write_run
+    from penstock.workload.run_plots import write_html
 
     runs: list[Run] = []
     shown = []
     for setup in setups:
-        run, is_whole = _simulate(setup, rows, progress_console)
+        run = simulate_with_bar(setup, rows, progress_console)
         runs.append(run)
         shown.append(render(run, summarise(run, limits)))
         console.print(shown[-1])
-        if not is_whole:
-            console.print("! interrupted: the figures are of what had ended", style="yellow")
+        if not run.header.is_whole:
             break
     console.print(setups[0].hardware.cost.describe(), style="dim", highlight=False)
     for other in runs[1:]:
@@ -195,17 +194,26 @@ def _search(
     for column in ("policy", "device", "instances", "highest rate, requests/s", "for this trace", "US$ per hour"):
         table.add_column(column, justify="left" if column in ("policy", "device") else "right")
     cheapest: tuple[float, str] | None = None
+    tried: list[tuple[float, float]] = []  # requests/s and what share was within its limits, of this setup alone
     for setup in setups:
+        tried.clear()
 
         def attained(speed: float, n: int, setup: Setup = setup) -> float:
             load = scale_rate(rows, speed) if speed != 1 else rows
-            run, is_whole = _simulate(replace(setup, n_instances=n), load, progress_console)
-            if not is_whole:
+            run = simulate_with_bar(replace(setup, n_instances=n), load, progress_console)
+            if not run.header.is_whole:
                 raise KeyboardInterrupt
-            return summarise(run, limits).attainment_frac
+            frac = summarise(run, limits).attainment_frac
+            if n == setup.n_instances:
+                tried.append((speed * rate_per_s, frac))
+            return frac
 
-        bracket = highest_speed(lambda speed, n=setup.n_instances: attained(speed, n), attainment_frac)  # type: ignore[misc]
-        n_needed = fewest_instances(lambda n: attained(1.0, int(n)), attainment_frac, most_instances)
+        try:
+            bracket = highest_speed(lambda speed, n=setup.n_instances: attained(speed, n), attainment_frac)  # type: ignore[misc]
+            n_needed = fewest_instances(lambda n: attained(1.0, int(n)), attainment_frac, most_instances)
+        except KeyboardInterrupt:
+            _tell_tried(console, setup, tried)
+            break
         name = setup.hardware.device.name
         price = None if n_needed is None else replace(setup, n_instances=n_needed).price_per_hour
         if price is not None and (cheapest is None or price < cheapest[0]):
@@ -218,8 +226,17 @@ def _search(
             f"more than {most_instances}" if n_needed is None else str(n_needed),
             "-" if price is None else f"{price:.2f}",
         )
-    console.print(table)
-    console.print(f"this trace: {rate_per_s:.2f} requests/s; cheapest: {cheapest[1] if cheapest else 'none holds it'}")
+    if table.row_count:
+        console.print(table)
+    answer = cheapest[1] if cheapest else "none holds it" if table.row_count == len(setups) else "not known yet"
+    console.print(f"this trace: {rate_per_s:.2f} requests/s; cheapest: {answer}")
+
+
+def _tell_tried(console: Console, setup: Setup, tried: list[tuple[float, float]]) -> None:
+    """What an interrupted search knows of the setup that it was at."""
+    loads = ", ".join(f"{rate_per_s:.2f} requests/s: {frac:.1%}" for rate_per_s, frac in sorted(tried)) or "nothing yet"
+    where = f"{setup.n_instances} x {setup.hardware.device.name} with {setup.label}"
+    console.print(f"! interrupted; {where}, within limits at {loads}", style="yellow", highlight=False)
 
 
 def _rate_per_s(rows: Trace) -> float:
@@ -238,24 +255,27 @@ def measured_cost(path: Path, model: str) -> CostModel:
     return Fitted(profile)
 
 
-def _simulate(setup: Setup, trace: Trace, console: Console) -> tuple[Run, bool]:
-    """(what was recorded, whether the trace came to its end)."""
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+def simulate_with_bar(setup: Setup, trace: Trace, console: Console) -> Run:
+    """Simulate while a bar shows how far it is. Ctrl-C ends it early, with the records of what had ended."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from penstock.sim.run import fleet_of, run_of
 
+    total = sum(1 for _ in trace)  # a wrong row is told before anything runs
     fleet = fleet_of(setup, trace)
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    columns = (TextColumn(setup.label), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
     is_whole = True
-    with Progress(*columns, console=console, transient=True) as progress:
-        bar = progress.add_task(setup.label)
+    with Progress(
+        *columns, TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal
+    ) as progress:
+        bar = progress.add_task("", total=total)
 
         def show(n: int, at_s: float) -> None:
             if n % SHOWN_EVERY == 0:
-                progress.update(bar, description=f"{setup.label}: {n} requests ended by second {at_s:.0f}")
+                progress.update(bar, completed=n, description=f"second {at_s:.0f}")
 
         try:
             fleet.run(trace, show)
         except KeyboardInterrupt:
             is_whole = False
-    return run_of(setup, trace, fleet), is_whole
+    return run_of(setup, trace, fleet, is_whole=is_whole)

@@ -61,8 +61,8 @@ def fleet_of(setup: Setup, trace: Trace) -> Fleet:
     )
 
 
-def run_of(setup: Setup, trace: Trace, fleet: Fleet) -> Run:
-    """What a fleet has recorded by now, as a replay would have."""
+def run_of(setup: Setup, trace: Trace, fleet: Fleet, *, is_whole: bool = True) -> Run:
+    """What a fleet has recorded by now, as a replay would have. is_whole: it came to the trace's end."""
     header = RunHeader(
         trace=trace.header.name,
         url=f"simulated: {setup.n_instances} x {setup.hardware.device.name}, {setup.dispatch}",
@@ -73,5 +73,6 @@ def run_of(setup: Setup, trace: Trace, fleet: Fleet) -> Run:
         trace_seed=trace.header.seed,
         trace_parameters=trace.header.parameters,
         trace_steps=trace.header.steps,
+        is_whole=is_whole,
     )
     return Run(header=header, records=tuple(sorted(fleet.records, key=lambda record: record.index)))

@@ -86,11 +86,11 @@ def replay_command(
 
     from rich.console import Console
 
-    from penstock.workload.html import write_html
     from penstock.workload.measure import summarise
     from penstock.workload.progress import replay_with_bar
     from penstock.workload.replay import ReplayOptions
     from penstock.workload.report import render, write_run
+    from penstock.workload.run_plots import write_html
     from penstock.workload.transform import clip, take
 
     console = Console()
@@ -138,10 +138,10 @@ def report_command(
     from rich.console import Console
 
     from penstock.workload.compare import compare
-    from penstock.workload.html import write_html
     from penstock.workload.measure import summarise
     from penstock.workload.records import read_run
     from penstock.workload.report import render, render_comparison
+    from penstock.workload.run_plots import write_html
     from penstock.workload.windows import windows
 
     console = Console()

@@ -29,7 +29,9 @@ async def replay_with_bar(trace: Trace, options: ReplayOptions, console: Console
         TimeElapsedColumn(),
     )
     total = sum(1 for _ in trace)
-    with Progress(*columns, console=console, auto_refresh=False, transient=True) as bar:
+    with Progress(
+        *columns, console=console, auto_refresh=False, transient=True, disable=not console.is_terminal
+    ) as bar:
         row = bar.add_task("replay", total=total, now="")
         watcher = asyncio.create_task(_watch(bar, row, counts))
         try:

@@ -116,7 +116,10 @@ def identity(request: TraceRequest) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunHeader:
-    """What was replayed against what. seed: that of the prompts. pacing: open (fixed times) or sessions (closed)."""
+    """What was replayed against what. seed: that of the prompts. pacing: open (fixed times) or sessions (closed).
+
+    is_whole: nobody interrupted it.
+    """
 
     trace: str
     url: str
@@ -128,6 +131,7 @@ class RunHeader:
     trace_seed: int | None = None
     trace_parameters: dict[str, Any] = field(default_factory=dict)
     trace_steps: tuple[str, ...] = ()
+    is_whole: bool = True
     penstock_replay: int = FORMAT_VERSION
 
 

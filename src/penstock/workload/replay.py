@@ -59,6 +59,7 @@ async def replay(
     counts: kept up to date for whoever watches. stopped: setting it ends the replay early, with all its records.
     """
     url = options.url.rstrip("/").removesuffix("/v1")
+    stopped = stopped or asyncio.Event()
     headers = {"Authorization": f"Bearer {options.api_key}"} if options.api_key else {}
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S)
     connector = aiohttp.TCPConnector(limit=0)  # open loop: the client never queues
@@ -89,13 +90,13 @@ async def replay(
             pacing=options.pacing,
             speed=options.speed,
             max_total_s=options.max_total_s,
-            stopped=stopped or asyncio.Event(),
+            stopped=stopped,
         )
         records = await schedule.run()
-    return Run(header=_header(trace, options, url, model, started_utc), records=records)
+    return Run(header=_header(trace, options, url, model, started_utc, not stopped.is_set()), records=records)
 
 
-def _header(trace: Trace, options: ReplayOptions, url: str, model: str, started_utc: str) -> RunHeader:
+def _header(trace: Trace, options: ReplayOptions, url: str, model: str, started_utc: str, is_whole: bool) -> RunHeader:
     return RunHeader(
         trace=trace.header.name,
         url=url,
@@ -107,6 +108,7 @@ def _header(trace: Trace, options: ReplayOptions, url: str, model: str, started_
         trace_seed=trace.header.seed,
         trace_parameters=trace.header.parameters,
         trace_steps=(*trace.header.steps, *((f"speed {options.speed:g}",) if options.speed != 1 else ())),
+        is_whole=is_whole,
     )
 
 

@@ -38,13 +38,13 @@ def render(run: Run, summary: Summary) -> RenderableType:
     parts: list[RenderableType] = [_head(run, summary), _spreads(summary), _rates(summary)]
     if len(summary.clients) > 1:
         parts.append(_clients(summary))
-    parts += [Text(f"! {note}", style="yellow") for note in notes(summary)]
+    parts += [Text(f"! {note}", style="yellow") for note in notes(run, summary)]
     return Group(*parts)
 
 
-def notes(summary: Summary) -> list[str]:
+def notes(run: Run, summary: Summary) -> list[str]:
     """What a reader must know before believing the figures."""
-    found = []
+    found = [] if run.header.is_whole else ["interrupted: the figures are of what had ended"]
     failed = {name: count for name, count in summary.outcomes.items() if name != "ok"}
     if failed:
         listed = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in failed.items())
