@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -68,7 +69,7 @@ def test_bursts_are_found_and_made_again():
 
 def test_a_coarse_clock_is_noticed():
     spec = preset("steady", rate_per_s=4.0, duration_s=500.0)
-    rows = [replace(request, arrival_s=float(int(request.arrival_s))) for request in generate(spec, 1)]
+    rows = [msgspec.structs.replace(request, arrival_s=float(int(request.arrival_s))) for request in generate(spec, 1)]
     assert fit(Trace.of(TraceHeader(name="t"), rows), CHATGPT).together_frac > 0.5
 
 

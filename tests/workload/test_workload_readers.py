@@ -116,9 +116,15 @@ def test_mooncake_keeps_milliseconds_and_prefix_identity(tmp_path):
         (read_azure, AZURE.replace("18:15:50", "18:15:40"), r"line 3: TIMESTAMP goes back"),
         (read_mooncake, "", "is empty"),
         (read_mooncake, MOONCAKE.replace("input_length", "in"), r"line 1: .*`input_length`"),
-        (read_mooncake, MOONCAKE.replace("1500", "-1"), r"line 2: arrival_s is -0.001"),
+        (read_mooncake, MOONCAKE.replace("1500", "-1"), r"line 2: timestamp is -1, expected milliseconds"),
         (read_mooncake, MOONCAKE.replace('"timestamp": 0', '"timestamp": 9999'), r"line 2: timestamp goes back"),
+        (read_mooncake, MOONCAKE.replace("600", "-3"), r"line 1: input_length is -3"),
+        (read_azure, AZURE + "2023-11-16 18:15:59.0,7", r"line 4: the row ends after 2 of 3 columns, before Generated"),
+        (read_azure, AZURE + "2023-11-16 18:15:59.0,7,9999999999\n", r"line 4: GeneratedTokens .* at most 100,000,000"),
         (open_trace, "hello\n", r"line 1: 'hello' is the start of no known trace"),
+        (open_trace, "", "is empty"),
+        (open_trace, AZURE.replace("GeneratedTokens", "Generated"), r"line 1: no column GeneratedTokens; found TIMES"),
+        (open_trace, '{"arrival_s": 1, "input_tokens": 2}\n', "line 1: a request, where the header .* should be"),
     ],
 )
 def test_a_wrong_trace_names_file_line_and_field(tmp_path, read, text, said):
@@ -126,8 +132,31 @@ def test_a_wrong_trace_names_file_line_and_field(tmp_path, read, text, said):
         list(read(file_of(tmp_path, text)))
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (AZURE.encode() + b"2023-11-16 18:15:59.0,7,\xff\n", r"line 4: byte 24 is 0xff, which is no UTF-8 text"),
+        (AZURE.encode() + b"2023-11-16 18:15:59.0,7,\0\n", r"line 4: holds a zero byte"),
+        (AZURE.encode() + b"1" * 200_000, r"line 4: field larger than field limit"),
+        (b"\x00\x01\xfe" * 99, "line 1: not text"),
+        (b"\x1f\x8b\x08" + b"a" * 99, r"compressed \(gzip\): unpack it first"),
+        (b"PAR1" + b"a" * 99, "is no Parquet file, or was cut off|need pyarrow"),
+    ],
+)
+def test_bytes_that_are_no_text_are_one_error_that_names_the_line(tmp_path, content, said):
+    path = tmp_path / "t.csv"
+    path.write_bytes(content)
+    with pytest.raises(TraceError, match=said):
+        list(open_trace(path))
+
+
+def test_a_folder_or_a_pipe_is_no_trace(tmp_path):
+    with pytest.raises(TraceError, match="no plain file"):
+        open_trace(tmp_path)
+
+
 def test_an_unknown_format_lists_the_known_ones(tmp_path):
-    with pytest.raises(UnknownName, match="azure, burstgpt, mooncake, penstock"):
+    with pytest.raises(UnknownName, match="azure, burstgpt, mooncake, parquet, penstock"):
         open_trace(file_of(tmp_path, OLD), "sharegpt")
 
 

@@ -43,6 +43,9 @@ def test_a_trace_is_streamed_not_read_whole(tmp_path):
         (HEADER + ROW.replace("1", "-1"), r"line 2: arrival_s is -1"),
         (HEADER + ROW.replace("3", "-3"), r"line 2: input_tokens is -3"),
         (HEADER + ROW + ROW.replace("1", "0.5"), r"line 3: arrival_s goes back from 1 to 0.5"),
+        (HEADER + ROW.replace("3", "9999999999"), r"line 2: input_tokens is 9999999999: no model"),
+        (HEADER + ROW.replace("4}", '4,"clint":"a"}'), r"line 2: .*unknown field `clint`"),
+        (HEADER + ROW + ROW[:20], r"line 3: .* the last line .* cut off"),
         (HEADER + ROW.replace("4}", '4,"objective":{"ttft_s":-1}}'), r"line 2: ttft_s is -1"),
     ],
 )
@@ -50,6 +53,14 @@ def test_a_wrong_trace_says_where_and_what(tmp_path, text, said):
     path = tmp_path / "t.jsonl"
     path.write_text(text)
     with pytest.raises(TraceError, match=said):
+        list(read_trace(path))
+
+
+def test_a_line_without_an_end_is_not_read_into_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr("penstock.workload.trace.MAX_LINE_BYTES", 1000)
+    path = tmp_path / "t.jsonl"
+    path.write_text(HEADER + ROW + "a" * 2000)
+    with pytest.raises(TraceError, match=r"line 3: longer than"):
         list(read_trace(path))
 
 

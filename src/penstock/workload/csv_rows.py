@@ -5,23 +5,25 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from penstock.workload.trace import TraceError, check_order
+from penstock.workload.trace import MOST_TOKENS, TraceError, check_order, read_lines
 
 
 @dataclass(frozen=True, slots=True)
 class CsvRow:
-    """One row. Each method reads a column in one way or raises TraceError."""
+    """One row. Each method reads a column in one way or raises TraceError. places: of the columns, by name."""
 
-    where: str  # file and line
-    values: Mapping[str, str | None]
+    path: Path
+    line: int
+    cells: list[str]
+    places: Mapping[str, int]
 
     def text(self, column: str) -> str:
-        return (self.values.get(column) or "").strip()
+        place = self.places.get(column)
+        return "" if place is None or place >= len(self.cells) else self.cells[place].strip()
 
     def number(self, column: str) -> float:
         try:
@@ -36,6 +38,8 @@ class CsvRow:
         value = self.number(column)
         if value != int(value):
             raise self._wrong(column, "a whole number")
+        if value > MOST_TOKENS:
+            raise self._wrong(column, f"at most {MOST_TOKENS:,}")
         return int(value)
 
     def choice(self, column: str, names: Mapping[str, str]) -> str:
@@ -54,37 +58,45 @@ class CsvRow:
             raise self._wrong(column, "a UTC time like 2023-11-16 18:15:46.6805900") from None
 
     def _wrong(self, column: str, wanted: str) -> TraceError:
-        return TraceError(
-            f"{self.where}: {column} is {self.text(column)!r}, expected {wanted}. Correct or remove the row."
-        )
+        place = self.places.get(column, 0)
+        if place >= len(self.cells):
+            said = f"the row ends after {len(self.cells)} of {len(self.places)} columns, before {column}"
+        else:
+            said = f"{column} is {self.text(column)!r}, expected {wanted}"
+        return TraceError(f"{self.path}, line {self.line}: {said}. Correct or remove the row.")
 
 
-@contextmanager
-def _reader(path: Path, required: Sequence[str]) -> Iterator[csv.DictReader[str]]:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = csv.DictReader(file)
-            found = [name.strip() for name in rows.fieldnames or ()]
-            rows.fieldnames = found
-            if not found:
-                raise TraceError(f"{path} is empty: a csv trace starts with its column names")
-            missing = [name for name in required if name not in found]
-            if missing:
-                raise TraceError(
-                    f"{path}, line 1: no column {', '.join(missing)}; found {', '.join(found)}. "
-                    "Is this the right format? Columns are read by name, in any order."
-                )
-            yield rows
-    except OSError as error:
-        raise TraceError(f"cannot read the trace {path}: {error.strerror}. Check the path.") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise TraceError(f"{path} is not a csv text file: {error}") from error
+def text_lines(path: Path) -> Iterator[str]:
+    """The lines of a text file. Raises TraceError naming the line that holds something else."""
+    for number, line in enumerate(read_lines(path), start=1):
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise TraceError(
+                f"{path}, line {number}: byte {error.start} is {line[error.start]:#04x}, which is no UTF-8 text. "
+                "The file is damaged, or no csv file."
+            ) from error
+        if "\0" in text:
+            raise TraceError(f"{path}, line {number}: holds a zero byte. The file is damaged, or no csv file.")
+        yield text
 
 
 def csv_columns(path: Path, required: Sequence[str]) -> tuple[str, ...]:
     """The columns of a file. Raises TraceError where a required one is missing."""
-    with _reader(path, required) as rows:
-        return tuple(rows.fieldnames or ())
+    return tuple(_places(path, csv.reader(text_lines(path)), required))
+
+
+def _places(path: Path, rows: Iterator[list[str]], required: Sequence[str]) -> dict[str, int]:
+    found = {name.strip(): place for place, name in enumerate(next(rows, ()))}
+    if not found:
+        raise TraceError(f"{path} is empty: a csv trace starts with its column names")
+    missing = [name for name in required if name not in found]
+    if missing:
+        raise TraceError(
+            f"{path}, line 1: no column {', '.join(missing)}; found {', '.join(found)}. "
+            "Is this the right format? Columns are read by name, in any order."
+        )
+    return found
 
 
 def csv_in_order(
@@ -92,12 +104,19 @@ def csv_in_order(
 ) -> Iterator[tuple[float, CsvRow]]:
     """Walk the rows with their times, which must not go back. Raises TraceError if there is no row."""
     earlier_s: float | None = None
-    with _reader(path, required) as rows:
-        for values in rows:
-            row = CsvRow(f"{path}, line {rows.line_num}", values)
+    rows = csv.reader(text_lines(path))
+    places = _places(path, rows, required)
+    try:
+        for cells in rows:
+            if not cells:  # an empty line
+                continue
+            row = CsvRow(path, rows.line_num, cells, places)
             now_s = time_s(row)
-            check_order(now_s if earlier_s is None else earlier_s, now_s, row.where, column)
+            if earlier_s is not None and now_s < earlier_s:
+                check_order(earlier_s, now_s, f"{path}, line {row.line}", column)
             earlier_s = now_s
             yield now_s, row
+    except csv.Error as error:
+        raise TraceError(f"{path}, line {rows.line_num}: {error}. The file is damaged, or no csv file.") from error
     if earlier_s is None:
         raise TraceError(f"{path} has column names and no row: nothing to replay")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-FORMATS = ("penstock", "burstgpt", "azure", "mooncake")  # the rows of readers.READERS
+FORMATS = ("penstock", "parquet", "burstgpt", "azure", "mooncake")  # the rows of readers.READERS
 
 
 class Pacing(StrEnum):

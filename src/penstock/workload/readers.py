@@ -19,12 +19,26 @@ import numpy as np
 
 from penstock.core.errors import UnknownName
 from penstock.workload.csv_rows import CsvRow, csv_columns, csv_in_order
-from penstock.workload.trace import Trace, TraceError, TraceHeader, TraceRequest, check_order, open_rows, read_trace
+from penstock.workload.parquet import read_parquet
+from penstock.workload.trace import (
+    Trace,
+    TraceError,
+    TraceHeader,
+    TraceRequest,
+    check_order,
+    decode_line,
+    open_rows,
+    read_lines,
+    read_trace,
+)
 
 MOONCAKE_BLOCK_TOKENS = 512
 BURSTGPT_COLUMNS = ("Timestamp", "Model", "Request tokens", "Response tokens", "Total tokens", "Log Type")
 BURSTGPT_SESSION_COLUMNS = ("Session ID", "Elapsed time")
 AZURE_COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
+CSV_COLUMNS = {"burstgpt": BURSTGPT_COLUMNS, "azure": AZURE_COLUMNS}
+MAX_FIRST_BYTES = 1 << 20
+MAGIC = {b"PAR1": "parquet", b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2"}
 LOG_TYPES = {"Conversation log": "conversation", "API log": "api"}
 
 
@@ -46,21 +60,48 @@ def open_trace(path: Path, format_name: str | None = None) -> Trace:
 
 
 def detect_format(path: Path) -> str:
+    """The format by the first line. A csv trace that lacks a column is still one: its reader says which."""
     with open_rows(path) as file:
-        first = file.readline(65536).decode("utf-8-sig", errors="replace")
-    marks = (
-        ("penstock", ('"penstock_trace"',)),
-        ("mooncake", ('"timestamp"', '"input_length"')),
-        ("azure", ("ContextTokens", "GeneratedTokens")),
-        ("burstgpt", ("Request tokens", "Response tokens")),
-    )
-    for name, words in marks:
-        if all(word in first for word in words):
-            return name
+        first = file.readline(MAX_FIRST_BYTES)
+    if not first:
+        raise TraceError(f"{path} is empty: there is no trace in it")
+    for magic, name in MAGIC.items():
+        if first.startswith(magic):
+            return _of_magic(path, name)
+    text = first.decode("utf-8-sig", errors="replace").strip()
+    columns = {cell.strip().strip('"') for cell in text.split(",")}
+    shares = {name: len(columns & set(required)) / len(required) for name, required in CSV_COLUMNS.items()}
+    if max(shares.values()) > 0:
+        return max(shares, key=lambda name: shares[name])
+    keys = _keys(text)
+    if "penstock_trace" in keys:
+        return "penstock"
+    if keys & {"input_length", "output_length", "hash_ids"}:
+        return "mooncake"
+    if keys & {"arrival_s", "input_tokens", "output_tokens"}:
+        raise TraceError(
+            f'{path}, line 1: a request, where the header of the trace should be. Put {{"penstock_trace": 1, '
+            '"name": "..."} on a line before it.'
+        )
+    shown = repr(text[:60]) if text.isprintable() else "not text, and"
     raise TraceError(
-        f"{path}, line 1: {first[:60].strip()!r} is the start of no known trace ({', '.join(READERS)}). "
+        f"{path}, line 1: {shown} is the start of no known trace ({', '.join(READERS)}). "
         'Convert it to JSON lines with a header {"penstock_trace": 1, "name": ...}, or name its format.'
     )
+
+
+def _of_magic(path: Path, name: str) -> str:
+    if name != "parquet":
+        raise TraceError(f"{path} is compressed ({name}): unpack it first")
+    return name
+
+
+def _keys(text: str) -> set[str]:
+    try:
+        row = msgspec.json.decode(text)
+    except msgspec.DecodeError:
+        return set()
+    return set(row) if isinstance(row, dict) else set()
 
 
 def read_burstgpt(path: Path, *, spread_seed: int | None = 0, tally: Tally | None = None) -> Trace:
@@ -182,27 +223,31 @@ def read_mooncake(path: Path) -> Trace:
 def _mooncake_rows(path: Path) -> Iterator[TraceRequest]:
     decoder = msgspec.json.Decoder(_MooncakeRow)
     earlier_s, number = 0.0, 0
-    with open_rows(path) as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                row = decoder.decode(line)
-                request = TraceRequest(
-                    arrival_s=row.timestamp / 1e3,
-                    input_tokens=row.input_length,
-                    output_tokens=row.output_length,
-                    block_hashes=row.hash_ids,
-                )
-            except (msgspec.DecodeError, TraceError) as error:
-                raise TraceError(f"{path}, line {number}: {error}") from error
+    for number, line in enumerate(read_lines(path), start=1):
+        row = decode_line(decoder, line, path, number)
+        if row.timestamp < 0:
+            raise TraceError(f"{path}, line {number}: timestamp is {row.timestamp:g}, expected milliseconds, 0 or more")
+        try:
+            request = TraceRequest(
+                arrival_s=row.timestamp / 1e3,
+                input_tokens=row.input_length,
+                output_tokens=row.output_length,
+                block_hashes=row.hash_ids,
+            )
+        except TraceError as error:
+            said = str(error).replace("_tokens is", "_length is")  # as the file calls it
+            raise TraceError(f"{path}, line {number}: {said}") from error
+        if request.arrival_s < earlier_s:
             check_order(earlier_s, request.arrival_s, f"{path}, line {number}", "timestamp")
-            earlier_s = request.arrival_s
-            yield request
+        earlier_s = request.arrival_s
+        yield request
     if number == 0:
         raise TraceError(f"{path} is empty: nothing to replay")
 
 
 READERS: Mapping[str, Callable[[Path], Trace]] = {
     "penstock": read_trace,
+    "parquet": read_parquet,
     "burstgpt": read_burstgpt,
     "azure": read_azure,
     "mooncake": read_mooncake,

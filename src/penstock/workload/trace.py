@@ -12,8 +12,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeVar
 
 import msgspec
 
@@ -21,6 +22,8 @@ from penstock.core.errors import UserError
 from penstock.core.request import NO_OBJECTIVE, Objective
 
 FORMAT_VERSION = 1
+MOST_TOKENS = 100_000_000  # a larger length is a broken file, and would be a prompt that fills the memory
+MAX_LINE_BYTES = 64 << 20
 
 
 class TraceError(UserError):
@@ -29,9 +32,8 @@ class TraceError(UserError):
     code = "invalid_trace"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TraceRequest:
-    """One request of a trace, as the world sent it.
+class TraceRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """One request of a trace, as the world sent it. A struct: it is made in a sixth of a dataclass's time.
 
     arrival_s: since the start of the trace. session, turn: a conversation and the place in it, from 0. pause_s: think
     time between the answer to the turn before and this one, for closed-loop replay. input_tokens: the whole prompt,
@@ -56,13 +58,20 @@ class TraceRequest:
     elapsed_s: float | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.arrival_s < float("inf"):
+        if not 0 <= self.arrival_s < inf:
             raise TraceError(f"arrival_s is {self.arrival_s}: a trace starts at 0 and times are finite")
-        for name in ("input_tokens", "output_tokens", "turn"):
-            if getattr(self, name) < 0:
-                raise TraceError(f"{name} is {getattr(self, name)}: a count cannot be negative")
-        if self.pause_s is not None and not 0 <= self.pause_s < float("inf"):
+        if not (0 <= self.input_tokens <= MOST_TOKENS and 0 <= self.output_tokens <= MOST_TOKENS and self.turn >= 0):
+            self._check_counts()
+        if self.pause_s is not None and not 0 <= self.pause_s < inf:
             raise TraceError(f"pause_s is {self.pause_s}: give seconds, 0 or more")
+
+    def _check_counts(self) -> None:
+        for name in ("input_tokens", "output_tokens", "turn"):
+            value = getattr(self, name)
+            if value < 0:
+                raise TraceError(f"{name} is {value}: a count cannot be negative")
+            if value > MOST_TOKENS and name != "turn":
+                raise TraceError(f"{name} is {value}: no model reads or writes more than {MOST_TOKENS:,} tokens")
 
     @property
     def is_failed(self) -> bool:
@@ -121,6 +130,7 @@ def check_order(earlier_s: float, later_s: float, where: str, column: str) -> No
         )
 
 
+DecodedT = TypeVar("DecodedT")
 _header_decoder = msgspec.json.Decoder(TraceHeader)
 _request_decoder = msgspec.json.Decoder(TraceRequest)
 
@@ -131,61 +141,61 @@ def write_trace(path: Path, trace: Trace) -> int:
     with path.open("wb") as file:
         file.write(encoder.encode(trace.header) + b"\n")
         for request in trace:
-            file.write(_encode_sparse(encoder, request) + b"\n")
+            file.write(encoder.encode(request) + b"\n")
             count += 1
     return count
 
 
-def _encode_sparse(encoder: msgspec.json.Encoder, request: TraceRequest) -> bytes:
-    """Leave out what has its default: most rows carry four of the fourteen fields."""
-    row = {name: value for name in _FIELDS if (value := getattr(request, name)) != _DEFAULTS.get(name, _REQUIRED)}
-    return encoder.encode(row)
-
-
-_REQUIRED = object()
-_FIELDS = tuple(TraceRequest.__dataclass_fields__)
-_DEFAULTS = {
-    name: spec.default
-    for name, spec in TraceRequest.__dataclass_fields__.items()
-    if name not in ("arrival_s", "input_tokens", "output_tokens")
-}
-
-
 def read_trace(path: Path) -> Trace:
     """Open a trace of our own format. Rows are read as the trace is walked; a wrong one raises TraceError there."""
-    with open_rows(path) as file:
-        first = file.readline()
+    first = next(read_lines(path), b"")
     if not first.strip():
         raise TraceError(f"{path} is empty: a trace starts with a header line")
-    header = _decode(_header_decoder, first, path, 1)
+    header = decode_line(_header_decoder, first, path, 1)
     return Trace(header, lambda: _rows(path))
 
 
-def open_rows(path: Path) -> Any:
+def open_rows(path: Path) -> BinaryIO:
     """Open for reading bytes; a file that cannot be opened is the user's mistake and says so in one line."""
+    if path.exists() and not path.is_file():
+        raise TraceError(f"cannot read the trace {path}: it is no plain file, and a trace is walked more than once")
     try:
         return path.open("rb")
     except OSError as error:
         raise TraceError(f"cannot read the trace {path}: {error.strerror}. Check the path.") from error
 
 
+def read_lines(path: Path) -> Iterator[bytes]:
+    """One line at a time, however long the file is. Raises TraceError for a line that is no line of any trace."""
+    number = 0
+    with open_rows(path) as file:
+        while line := file.readline(MAX_LINE_BYTES + 1):
+            number += 1
+            if len(line) > MAX_LINE_BYTES:
+                raise TraceError(
+                    f"{path}, line {number}: longer than {MAX_LINE_BYTES >> 20} MiB; a trace has one request a line"
+                )
+            yield line
+
+
 def _rows(path: Path) -> Iterator[TraceRequest]:
     earlier_s, count = 0.0, 0
-    with open_rows(path) as file:
-        file.readline()
-        for number, line in enumerate(file, start=2):
-            if not line.strip():
-                continue
-            request = _decode(_request_decoder, line, path, number)
+    for number, line in enumerate(itertools.islice(read_lines(path), 1, None), start=2):
+        if not line.strip():
+            continue
+        request = decode_line(_request_decoder, line, path, number)
+        if request.arrival_s < earlier_s:
             check_order(earlier_s, request.arrival_s, f"{path}, line {number}", "arrival_s")
-            earlier_s, count = request.arrival_s, count + 1
-            yield request
+        earlier_s, count = request.arrival_s, count + 1
+        yield request
     if count == 0:
         raise TraceError(f"{path} has a header and no request: nothing to replay")
 
 
-def _decode(decoder: msgspec.json.Decoder[Any], line: bytes, path: Path, number: int) -> Any:
+def decode_line(decoder: msgspec.json.Decoder[DecodedT], line: bytes, path: Path, number: int) -> DecodedT:
+    """Raises TraceError with file and line; the message of msgspec names the field."""
     try:
         return decoder.decode(line)
-    except (msgspec.DecodeError, TraceError) as error:  # the message of msgspec names the field
-        raise TraceError(f"{path}, line {number}: {error}") from error
+    except (msgspec.DecodeError, TraceError) as error:
+        hint = "" if line.endswith(b"\n") else ". It is the last line and has no end: the file may have been cut off"
+        raise TraceError(f"{path}, line {number}: {error}{hint}") from error

@@ -6,11 +6,13 @@ in bursts of the same length, generate (burstgpt.py) or `mix` traces instead.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import heapq
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from itertools import islice, takewhile
+
+from msgspec.structs import replace
 
 from penstock.core.request import Objective
 from penstock.workload.trace import Trace, TraceError, TraceRequest
@@ -19,7 +21,7 @@ NO_CAP = 1 << 60
 
 
 def step(trace: Trace, text: str, source: Callable[[], Iterator[TraceRequest]]) -> Trace:
-    return Trace(replace(trace.header, steps=(*trace.header.steps, text)), source)
+    return Trace(dataclasses.replace(trace.header, steps=(*trace.header.steps, text)), source)
 
 
 def scale_rate(trace: Trace, factor: float, *, scales_pauses: bool = False) -> Trace:
@@ -128,7 +130,7 @@ def mix(traces: Sequence[Trace], name: str = "mix") -> Trace:
         for request in trace:
             yield replace(_apart(request, place), client=request.client or trace.header.name)
 
-    header = replace(
+    header = dataclasses.replace(
         traces[0].header,
         name=name,
         seed=None,
