@@ -170,6 +170,49 @@ def test_convert_changes_what_it_is_told(tmp_path, azure):
     assert {request.objective.tpot_s for request in rows} == {0.1}
 
 
+def test_several_traces_are_mixed_by_time_and_filtered(tmp_path, azure):
+    made, out = tmp_path / "made.jsonl", tmp_path / "t.jsonl"
+    assert penstock("trace", "generate", "--out", made, "--kind", "steady", "--duration-s", 40).exit_code == 0
+    ran = penstock("trace", "convert", azure, made, "--out", out, "--keep", "input_tokens<=130", "--keep", "client!=x")
+    assert ran.exit_code == 0, ran.output
+    rows = list(open_trace(out))
+    assert {row.client for row in rows} >= {"azure"}
+    assert {row.category for row in rows} == {"", "conversation"}
+    assert max(row.input_tokens for row in rows) <= 130
+    assert open_trace(out).header.steps[-1] == "keep client!=x"
+
+
+def test_a_trace_can_be_converted_onto_itself_and_one_that_fails_leaves_the_old_file(tmp_path, azure):
+    out = tmp_path / "t.jsonl"
+    assert penstock("trace", "convert", azure, "--out", out).exit_code == 0
+    assert penstock("trace", "convert", out, "--out", out, "--limit", 7).exit_code == 0
+    assert len(list(open_trace(out))) == 7
+    ran = penstock("trace", "convert", out, "--out", out, "--keep", "client=nobody")
+    assert ran.exit_code == 2
+    assert "no request is left" in ran.stderr
+    assert len(list(open_trace(out))) == 7
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["azure.csv", "t.jsonl"]
+
+
+def test_show_and_generate_write_a_page_with_plots(tmp_path, azure):
+    shown, made = tmp_path / "shown.html", tmp_path / "made.html"
+    assert penstock("trace", "show", azure, "--html", shown).exit_code == 0
+    ran = penstock("trace", "generate", "--out", tmp_path / "t.jsonl", "--kind", "ragged", "--html", made)
+    assert ran.exit_code == 0, ran.output
+    for page, name in ((shown, "azure"), (made, "ragged")):
+        text = page.read_text()
+        assert f"<h1>{name}</h1>" in text
+        assert text.count("<svg") == 2
+        assert "mean rate" in text
+
+
+def test_the_same_run_makes_the_same_page(tmp_path, azure):
+    pages = [tmp_path / "a.html", tmp_path / "b.html"]
+    for page in pages:
+        assert penstock("trace", "show", azure, "--html", page).exit_code == 0
+    assert pages[0].read_bytes() == pages[1].read_bytes()
+
+
 def test_the_objective_option_reads_any_of_the_limits():
     limits = parse_objective("ttft=1, deadline=20")
     assert (limits.ttft_s, limits.tpot_s, limits.deadline_s) == (1.0, None, 20.0)

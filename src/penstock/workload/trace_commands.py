@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from penstock.workload.commands import ObjectiveText, load_trace, one_line_errors, parse_objective
+from penstock.workload.commands import HtmlPath, ObjectiveText, load_trace, one_line_errors, parse_objective
 from penstock.workload.kinds import FORMATS, Traffic
 
 if TYPE_CHECKING:
     from penstock.workload.burstgpt import GeneratorSpec
-    from penstock.workload.trace import Trace
+    from penstock.workload.survey import Survey
+    from penstock.workload.trace import Trace, TraceRequest
 
+SHOWN_EVERY = 10_000  # requests between two looks at the terminal
 trace_app = typer.Typer(help="Look at, convert, generate and fit request traces.", no_args_is_help=True)
 
 TracePath = Annotated[str, typer.Argument(help="A trace file of any known format, or a kind of traffic to make.")]
@@ -31,21 +35,72 @@ def _open(name: str, format_name: str | None, seed: int = 0) -> Trace:
 
 
 @trace_app.command("show")
-def trace_show(trace: TracePath, format_name: FormatName = None, seed: Seed = 0) -> None:
+def trace_show(trace: TracePath, format_name: FormatName = None, seed: Seed = 0, html: HtmlPath = None) -> None:
     """Say what a trace holds: rate, burstiness, lengths, sessions, and how much of its prompts is shared."""
+    with one_line_errors():
+        _show([survey_with_count(_open(trace, format_name, seed))], html)
+
+
+def _show(found: list[Survey], html: Path | None) -> None:
     from rich.console import Console
 
-    from penstock.workload.survey import trace_table
+    from penstock.workload.html import Section, write_page
+    from penstock.workload.trace_plots import trace_figures
+    from penstock.workload.trace_tables import trace_table
 
-    with one_line_errors():
-        Console().print(trace_table(_open(trace, format_name, seed)))
+    console = Console()
+    tables = [trace_table(one) for one in found]
+    for table in tables:
+        console.print(table)
+    if html is not None:
+        title = " and ".join(one.header.name for one in found)
+        write_page(html, title, [Section(tables=tables, figures=trace_figures(found))])
+        console.print(f"written: {html}", highlight=False)
+
+
+def survey_with_count(trace: Trace) -> Survey:
+    """Survey a trace while a line on the terminal says how much was read."""
+    from penstock.workload.survey import survey
+
+    with counted(trace) as rows:
+        return survey(rows)
+
+
+@contextmanager
+def counted(trace: Trace) -> Iterator[Trace]:
+    """The same trace; how many of its requests were read stands on the terminal, if there is one."""
+    from rich.console import Console
+    from rich.status import Status
+
+    from penstock.workload.trace import Trace
+
+    console = Console(stderr=True)
+    status = Status("reading", console=console)
+
+    def source() -> Iterator[TraceRequest]:
+        for number, request in enumerate(trace, start=1):
+            if number % SHOWN_EVERY == 0:
+                status.update(f"{number:,} requests, second {request.arrival_s:,.0f}")
+            yield request
+
+    if not console.is_terminal:
+        yield trace
+        return
+    with status:
+        yield Trace(trace.header, source)
 
 
 @trace_app.command("convert")
 def trace_convert(
-    trace: TracePath,
+    traces: Annotated[
+        list[str], typer.Argument(help="Trace files, or kinds of traffic to make; several are mixed by time.")
+    ],
     out: OutPath,
     format_name: FormatName = None,
+    keep_: Annotated[
+        list[str] | None,
+        typer.Option("--keep", metavar="CONDITION", help="As category=api or input_tokens<=2048; repeat it for more."),
+    ] = None,
     rate_factor: Annotated[float | None, typer.Option(help="Divide all times by this; pauses stay.")] = None,
     start_s: Annotated[float, typer.Option(help="Leave out what arrives before.")] = 0.0,
     stop_s: Annotated[float | None, typer.Option(help="Leave out what arrives from here on.")] = None,
@@ -55,14 +110,19 @@ def trace_convert(
     max_output_tokens: Annotated[int | None, typer.Option(help="Cut answers down to this.")] = None,
     objective: ObjectiveText = "",
 ) -> None:
-    """Read a trace, change it (slice, tile, scale, limit, clip, in this order) and write it as JSON lines.
+    """Read traces, mix and change them, and write one trace.
 
-    A name that ends in .csv is written with BurstGPT's columns, which hold less.
+    Changes are made in this order: mix, keep, slice, tile, scale, limit, clip, objective. The name says how it is
+    written: .parquet, .csv with the columns of BurstGPT, which hold less, and anything else as JSON lines.
     """
-    from penstock.workload.transform import clip, scale_rate, set_objective, slice_time, take, tile
+    from penstock.workload.conditions import parse_condition
+    from penstock.workload.transform import clip, keep, mix, scale_rate, set_objective, slice_time, take, tile
 
     with one_line_errors():
-        opened = _open(trace, format_name)
+        parts = [_open(name, format_name) for name in traces]
+        opened = mix(parts) if len(parts) > 1 else parts[0]
+        for text in keep_ or ():
+            opened = keep(opened, parse_condition(text), text)
         if start_s > 0 or stop_s is not None:
             opened = slice_time(opened, start_s, stop_s if stop_s is not None else float("inf"))
         opened = tile(opened, tiles) if tiles != 1 else opened
@@ -74,15 +134,27 @@ def trace_convert(
 
 
 def _write(out: Path, trace: Trace) -> None:
+    """Write to a file beside it first: what is wrong shows while a trace is walked, and leaves no half of one."""
+    import os
+
     from rich.console import Console
 
+    from penstock.workload.parquet import write_parquet
     from penstock.workload.readers import write_burstgpt
     from penstock.workload.trace import TraceError, write_trace
 
+    writers = {".csv": write_burstgpt, ".parquet": write_parquet}
+    part = out.with_name(f"{out.name}.part")
     try:
-        count = write_burstgpt(out, trace) if out.suffix == ".csv" else write_trace(out, trace)
+        with counted(trace) as rows:
+            count = writers.get(out.suffix, write_trace)(part, rows)
+        if count == 0:
+            raise TraceError(f"{trace.header.name}: no request is left, {out} is not written")
+        os.replace(part, out)
     except OSError as error:
         raise TraceError(f"cannot write {out}: {error.strerror}") from error
+    finally:
+        part.unlink(missing_ok=True)
     Console().print(f"written: {out}, {count} requests", highlight=False)
 
 
@@ -102,8 +174,9 @@ def trace_generate(
         Path | None, typer.Option(help="Take everything from this file of `penstock trace fit` instead.")
     ] = None,
     seed: Seed = 0,
+    html: HtmlPath = None,
 ) -> None:
-    """Make a trace with the statistics of BurstGPT."""
+    """Make a trace with the statistics of BurstGPT, or with those of another by its fit."""
     from penstock.workload.burstgpt import generate
     from penstock.workload.presets import preset
 
@@ -117,7 +190,10 @@ def trace_generate(
             max_output_tokens=max_output_tokens,
             objective=parse_objective(objective),
         )  # fmt: skip
-        _write(out, generate(spec, seed))
+        made = generate(spec, seed)
+        _write(out, made)
+        if html is not None:
+            _show([survey_with_count(made)], html)
 
 
 def _read_spec(path: Path) -> GeneratorSpec:
@@ -149,7 +225,7 @@ def trace_fit(
 
     from penstock.workload.fit import fit
     from penstock.workload.presets import CHATGPT
-    from penstock.workload.survey import fit_table
+    from penstock.workload.trace_tables import fit_table
 
     with one_line_errors():
         fitted = fit(_open(trace, format_name), CHATGPT, window_s)
