@@ -285,14 +285,20 @@ def systems() -> None:
 def demonstrate(
     system: Annotated[str, typer.Argument(help="A name that `penstock systems` lists.")],
     tokens: Annotated[int | None, typer.Option(min=10, help="Length of what it runs. [default: its own]")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write tables and plots to this page (burstgpt).")] = None,
 ) -> None:
     """Measure what a published system does, on and off in one run, on the bundled model."""
     from penstock.core.errors import UnknownName
-    from penstock.demonstrations import DEMONSTRATIONS
+    from penstock.demonstrations import DEMONSTRATIONS, PAGES
 
     if system not in DEMONSTRATIONS:
         raise UnknownName("demonstration", system, DEMONSTRATIONS)
-    DEMONSTRATIONS[system](tokens)
+    if html is None:
+        DEMONSTRATIONS[system](tokens)
+    elif system in PAGES:
+        PAGES[system](tokens, html)
+    else:
+        raise ConfigError(f"{system} writes no page: leave out --html; these do: {', '.join(PAGES)}")
 
 
 def _mount() -> None:

@@ -11,6 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
 
@@ -28,12 +29,7 @@ START_TIMEOUT_S = 60.0
 
 def run_demo(n_requests: int) -> int:
     """Returns the exit code: 0 if everything that was asked was answered."""
-    server = subprocess.Popen(
-        [sys.executable, "-m", "penstock.cli", "serve", "--port", "0"], stderr=subprocess.PIPE, text=True
-    )
-    try:
-        url = _wait_listening(server)
-        _wait_ready(url, server)
+    with local_server() as url:
         console.rule("a completion: def quicksort(")
         _stream(
             f"{url}/v1/completions",
@@ -44,6 +40,25 @@ def run_demo(n_requests: int) -> int:
         _stream(f"{url}/v1/chat/completions", {"messages": question, "max_tokens": 96, "temperature": 0})
         console.rule(f"{n_requests} bursty requests")
         return _replay(url, n_requests)
+
+
+@contextmanager
+def local_server(shown: Console = console) -> Iterator[str]:
+    """A server with the bundled model on a free port of this machine, ready to answer; gives its URL.
+
+    shown: where its start-up lines go. Raises EngineDied if it does not start.
+    """
+    # a session of its own: Ctrl-C is for whoever asks it, who then ends it
+    server = subprocess.Popen(
+        [sys.executable, "-m", "penstock.cli", "serve", "--port", "0"],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        url = _wait_listening(server, shown)
+        _wait_ready(url, server)
+        yield url
     finally:
         server.terminate()
         try:
@@ -53,18 +68,19 @@ def run_demo(n_requests: int) -> int:
             server.wait()
 
 
-def _wait_listening(server: subprocess.Popen[str]) -> str:
+def _wait_listening(server: subprocess.Popen[str], shown: Console) -> str:
     """Show the server's start-up lines until it says where it listens, then let it go on in the background."""
     assert server.stderr is not None
-    url = ""
+    url, lines = "", []
     for line in server.stderr:
-        console.print(line.rstrip(), style="dim", markup=False, soft_wrap=True)
+        lines.append(line.rstrip())
+        shown.print(lines[-1], style="dim", markup=False, soft_wrap=True)
         if line.startswith("listening on "):
             url = line.split()[-1]
         if line.startswith("serving "):
             break
     if not url:
-        raise EngineDied("the demo server did not start; its last lines are above")
+        raise EngineDied(f"the demo server did not start; it said: {' / '.join(lines[-5:])}")
     threading.Thread(target=lambda: [None for _ in server.stderr or ()], daemon=True).start()
     return url
 

@@ -35,7 +35,7 @@ SYSTEMS = (
         name="burstgpt",
         room="workload",
         switch="penstock replay --trace steady|ragged|bursts|day, or penstock trace generate",
-        demonstration="penstock trace show steady; penstock trace show bursts",
+        demonstration="penstock demonstrate burstgpt",
     ),
     System(
         name="streaming-llm",

@@ -1,9 +1,15 @@
 """Commands that show what a published system does here: each measures its effect, on and off, in one run."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
-from penstock.demonstrations import streaming_llm
+from penstock.demonstrations import burstgpt, streaming_llm
 
 DEMONSTRATIONS: Mapping[str, Callable[[int | None], None]] = {
+    "burstgpt": burstgpt.demonstrate,
     "streaming-llm": streaming_llm.demonstrate,
+}
+# those that can write a page with plots as well
+PAGES: Mapping[str, Callable[[int | None, Path], None]] = {
+    "burstgpt": burstgpt.demonstrate,
 }

@@ -1,6 +1,7 @@
 """Measured tables, and four named kinds of traffic made from them.
 
-All four have the same mean rate and the same lengths, so that what differs between two replays is the *order in time*:
+All four have the same mean rate, and the first three the same lengths, so that what differs between two replays is the
+*order in time*. The fourth adds what else a day has, and asks for more tokens:
 
     steady   Poisson
     ragged   Gamma gaps of shape 0.5, CV 1.41: the shape that BurstGPT reports for its bursts
