@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from penstock.core.errors import PolicyViolation
 from penstock.core.plan import NO_DECODE, Chunk, DecodeGroup, Plan
 from penstock.core.sequence import FinishReason, SeqState
-from penstock.core.view import Admission, Observer, Preemption, Yield, next_chunk
+from penstock.core.view import Admission, Observer, Preemption, Steady, Yield, next_chunk
 from penstock.policy.contracts import (
     check_admit,
     check_batch,
@@ -268,3 +268,14 @@ def test_a_wrong_retain_policy_is_named():
 def test_a_wrong_predictor_is_named(expected, bound):
     with pytest.raises(PolicyViolation, match=r"policy Wrong: .*it is expected to reach"):
         check_predict(Wrong(expected=expected, bound=bound), one_of_each())
+
+
+def test_one_who_promises_a_steady_answer_and_gives_another_is_named():
+    class WrongSteady(Wrong, Steady):
+        pass
+
+    nobody_decodes = WrongSteady(plan=lambda view: Plan(decode=view.decoding if view.waiting else NO_DECODE))
+    with pytest.raises(PolicyViolation, match="is steady, but does not let everybody decode"):
+        check_batch(nobody_decodes, one_of_each())
+    with pytest.raises(PolicyViolation, match="is steady, but somebody yields"):
+        check_preempt(WrongSteady(chosen=(Preemption(1),), yields=Preemption(1)), one_of_each())

@@ -31,7 +31,7 @@ class Notes:
         self._submit, self._leap = executor.submit, executor.leap
         executor.submit, executor.leap = self.submit, self.leap
         if not may_leap:
-            engine._foreseeing = None
+            engine.steps_one_by_one()
 
     def submit(self, plan):
         self.plans.append(plan)

@@ -178,8 +178,8 @@ class RetainPolicy(Protocol):
 
 
 class Steady:
-    """A batch or preempt policy that derives from this says: while nobody waits, rests or has a prompt to compute, it
-    answers the same step after step (all decode, nobody yields). So it need not be asked before each of them.
+    """A batch or preempt policy that derives from this says: while nobody rests or has a prompt to compute, everybody
+    decodes and nobody yields, step after step, whoever waits. So it need not be asked before each of them.
     """
 
     __slots__ = ()

@@ -78,6 +78,10 @@ class Engine:
             self._collect()
         return self.take_updates()
 
+    def steps_one_by_one(self) -> None:
+        """Never leap, whatever the executor foresees: to compare, and to look at every step."""
+        self._foreseeing = None
+
     def steady_until_s(self) -> float:
         """Until then, if nobody comes or is cancelled, `leap` can do what `step` would; now, if it cannot."""
         self._ahead = self._foresee()

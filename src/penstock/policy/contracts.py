@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from math import isfinite
 
 from penstock.core.errors import PolicyViolation
+from penstock.core.plan import Plan
 from penstock.core.sequence import SeqState, SequenceView
 from penstock.core.view import (
     Admission,
@@ -24,6 +25,7 @@ from penstock.core.view import (
     Preemption,
     PreemptPolicy,
     RetainPolicy,
+    Steady,
     View,
     Yield,
 )
@@ -95,6 +97,10 @@ def check_batch(policy: BatchPolicy, view: View, budget_tokens: int | None = Non
             policy,
             f"{choice.tokens} tokens in a step, {choice.decode.tokens} of them decodes; the budget is {budget_tokens}",
         )
+    if isinstance(policy, Steady):
+        for steady in _steady_views(view):
+            if policy.batch(steady) != Plan(decode=steady.decoding):
+                raise PolicyViolation(policy, "it says that it is steady, but does not let everybody decode")
     _unchanged(policy, before, view)
 
 
@@ -109,12 +115,23 @@ def check_preempt(policy: PreemptPolicy, view: View) -> None:
         raise PolicyViolation(policy, f"rows {rows} shall yield, {sorted(running)} run")
     for preemption in chosen:
         _check_swap(policy, preemption, view)
+    if isinstance(policy, Steady) and any(policy.choose(steady) for steady in _steady_views(view)):
+        raise PolicyViolation(policy, "it says that it is steady, but somebody yields")
     for n in range(1, len(view.running) + 1):
         candidates = view.running[:n]
         victim = policy.victim(view, candidates)
         _same(policy, f"the victim among {n}", victim, policy.victim(view, candidates))
         _check_victim(policy, victim, view, candidates)
     _unchanged(policy, before, view)
+
+
+def _steady_views(view: View) -> Iterator[View]:
+    """Nobody rests or has a prompt to compute; now and later, with and without those who wait."""
+    decoding = set(view.decoding.rows)
+    running = tuple(seq for seq in view.running if seq.row in decoding)
+    for now_s in (view.now_s, view.now_s + LATER_S):
+        for waiting in (view.waiting, ()):
+            yield replace(view, now_s=now_s, waiting=waiting, prefilling=(), running=running)
 
 
 def _check_victim(policy: PreemptPolicy, victim: Preemption, view: View, candidates: Iterable[SequenceView]) -> None:

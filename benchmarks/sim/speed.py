@@ -1,0 +1,123 @@
+"""How fast the simulator is: one instance on a recorded trace, and a fleet on made traffic.
+
+    python benchmarks/sim/speed.py --trace azure_2023_conv.csv
+    python benchmarks/sim/speed.py --instances 64 --requests 1000000 --rate-per-s 320
+
+Every run is a process of its own: real seconds, processor seconds, and the most memory it held are its own. `one by
+one` takes every step on its own (what a policy without `Steady` gets). Last line: JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import resource
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from penstock.hardware import described, hardware_of
+from penstock.policy.presets import build_policies
+from penstock.sim.run import Setup, fleet_of
+from penstock.workload.commands import load_trace
+from penstock.workload.transform import take
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is simulated. trace: a file, or a kind of made traffic."""
+
+    name: str
+    trace: str
+    model: str
+    device: str
+    instances: int
+    requests: int | None
+    rate_per_s: float | None
+    leaps: bool
+
+
+@dataclass(frozen=True)
+class Figures:
+    """simulated_s: from the first arrival to the last end. most_mib: resident, at any time."""
+
+    name: str
+    requests: int
+    steps: int
+    simulated_s: float
+    real_s: float
+    processor_s: float
+    most_mib: float
+
+
+def measure(run: Run) -> Figures:
+    duration_s = None if run.rate_per_s is None or run.requests is None else 1.1 * run.requests / run.rate_per_s
+    trace = load_trace(run.trace, 0, rate_per_s=run.rate_per_s, duration_s=duration_s)
+    trace = trace if run.requests is None else take(trace, run.requests)
+    setup = Setup(
+        hardware=hardware_of(described(run.model), run.device), policies=build_policies, n_instances=run.instances
+    )
+    fleet = fleet_of(setup, trace)
+    if not run.leaps:
+        for instance in fleet.instances:
+            instance.engine.steps_one_by_one()
+    began_s, began_cpu_s = time.perf_counter(), time.process_time()
+    fleet.run(trace)
+    real_s, processor_s = time.perf_counter() - began_s, time.process_time() - began_cpu_s
+    ends_s = [record.end_s for record in fleet.records if record.end_s is not None]
+    return Figures(
+        name=run.name,
+        requests=len(fleet.records),
+        steps=int(sum(instance.engine.counters()["steps_total"] for instance in fleet.instances)),
+        simulated_s=max(ends_s) - fleet.records[0].scheduled_s,
+        real_s=real_s,
+        processor_s=processor_s,
+        most_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    )
+
+
+def in_a_process(run: Run) -> Figures:
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(measure, (run,))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trace", type=Path, help="for one instance")
+    parser.add_argument("--model", default="llama-8b")
+    parser.add_argument("--device", default="h200")
+    parser.add_argument("--instances", type=int, default=0, help="of a fleet on made traffic; 0: no fleet")
+    parser.add_argument("--requests", type=int, default=100_000)
+    parser.add_argument("--rate-per-s", type=float, default=320.0)
+    parser.add_argument("--one-by-one", action="store_true", help="the trace once more, without leaps")
+    asked = parser.parse_args()
+    runs = []
+    if asked.trace is not None:
+        same = {"trace": str(asked.trace), "model": asked.model, "device": asked.device}
+        for leaps in (True, False)[: 1 + asked.one_by_one]:
+            name = asked.trace.stem if leaps else f"{asked.trace.stem}, one by one"
+            runs.append(Run(name=name, instances=1, requests=None, rate_per_s=None, leaps=leaps, **same))
+    if asked.instances:
+        runs.append(
+            Run(
+                name=f"fleet of {asked.instances}", trace="steady", model=asked.model, device=asked.device,
+                instances=asked.instances, requests=asked.requests, rate_per_s=asked.rate_per_s, leaps=True,
+            )
+        )  # fmt: skip
+    figures = []
+    print("| run | requests | steps | simulated s | real s | times real time | us per request | most MiB |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for run in runs:
+        got = in_a_process(run)
+        figures.append(got)
+        print(
+            f"| {got.name} | {got.requests:,} | {got.steps:,} | {got.simulated_s:,.0f} | {got.real_s:,.1f} | "
+            f"{got.simulated_s / got.real_s:,.0f} | {got.real_s / got.requests * 1e6:,.0f} | {got.most_mib:,.0f} |",
+            flush=True,
+        )
+    print(json.dumps([asdict(got) for got in figures]))
+
+
+if __name__ == "__main__":
+    main()
