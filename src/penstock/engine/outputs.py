@@ -8,7 +8,7 @@ from typing import Protocol
 
 from penstock.core.executor import ModelFacts, TokenLogprobs
 from penstock.core.request import Request
-from penstock.core.sequence import FinishReason
+from penstock.core.sequence import FinishReason, Sequence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +25,23 @@ class RequestStats:
     cached_tokens: int
     output_tokens: int
     preemptions: int
+
+    @classmethod
+    def of(cls, seq: Sequence, now_s: float) -> RequestStats:
+        """Of a sequence that ends now."""
+
+        def since_arrival(at_s: float | None) -> float | None:
+            return None if at_s is None else at_s - seq.arrival_s
+
+        return cls(
+            queue_s=since_arrival(seq.first_planned_s),
+            ttft_s=since_arrival(seq.first_token_s),
+            e2e_s=now_s - seq.arrival_s,
+            prompt_tokens=len(seq.request.prompt),
+            cached_tokens=seq.cached_tokens,
+            output_tokens=seq.output_tokens,
+            preemptions=seq.preemptions,
+        )
 
     @property
     def tpot_s(self) -> float | None:

@@ -15,7 +15,7 @@ from penstock.core.errors import InvalidRequest, Overloaded, PolicyViolation
 from penstock.core.executor import Foresight, ModelFacts, StepResult, TokenLogprobs
 from penstock.core.plan import NO_DECODE, BlockCopy, Chunk, Leap, Plan, RowStart
 from penstock.core.request import Request
-from penstock.core.sequence import ENDED, RESIDENT, FinishReason, SeqState, Sequence
+from penstock.core.sequence import ENDED, FinishReason, SeqState, Sequence
 from penstock.core.view import Admission, View, Yield
 from penstock.engine.costs import OnlineCosts
 from penstock.engine.draft import Draft, Planned
@@ -26,6 +26,7 @@ from penstock.engine.messages import Update
 from penstock.engine.outputs import RequestStats
 from penstock.engine.queue import WaitQueue
 from penstock.engine.residents import Residents
+from penstock.engine.siblings import Siblings
 from penstock.policy.checks import check_choice
 from penstock.policy.presets import EVENTS, Policies, observers_of
 
@@ -55,8 +56,7 @@ class Scheduler:
         self._queue = WaitQueue(policies.order)
         self._residents = Residents(memory, self._queue, max_rows)
         self.leaps = Leaps(self._residents, self._queue, memory, policies)
-        self._unborn: dict[str, list[Sequence]] = {}  # samples that wait for sample 0 to compute their prompt
-        self._fork_parent: dict[str, Sequence] = {}
+        self._siblings = Siblings(memory)
         self._prompt_logprobs: dict[str, list[TokenLogprobs]] = {}
         self._next_plan_id = 0
         self._now_s = 0.0
@@ -65,13 +65,12 @@ class Scheduler:
     # --- requests come and go -----------------------------------------------------------------------------------------
     @property
     def n_waiting(self) -> int:
-        return len(self._queue) + sum(len(samples) for samples in self._unborn.values())
+        return len(self._queue) + len(self._siblings)
 
     @property
     def queue_tokens(self) -> int:
         """Prompt tokens of all that wait, those whose sample 0 computes their prompt included."""
-        unborn = self._unborn.values()
-        return self._queue.tokens + sum(len(samples) * len(samples[0].request.prompt) for samples in unborn)
+        return self._queue.tokens + self._siblings.tokens
 
     @property
     def n_running(self) -> int:
@@ -109,8 +108,7 @@ class Scheduler:
         samples = [Sequence(request, k, limit, stops) for k in range(request.sampling.n)]
         self.ledger.accept(request, samples)
         self._queue.add(samples[0])
-        if len(samples) > 1:
-            self._unborn[request.id] = samples[1:]
+        self._siblings.add(request, samples[1:])
         for observer in self._watching["on_arrival"]:
             for seq in samples:
                 observer.on_arrival(seq, self._view())
@@ -217,11 +215,10 @@ class Scheduler:
                 return False
             self._begin(seq, seq.planned_tokens, swapped, is_arriving=self.memory.n_arriving > n_arriving)
             return True
-        parent = self._fork_parent.get(seq.id)
         copies: tuple[BlockCopy, ...] = ()
-        fork_tokens = self._fork_tokens(seq, parent)
-        if parent is not None and fork_tokens > 0:
-            fork = self.memory.try_fork(parent, seq, fork_tokens)
+        parent = self._siblings.parent_of(seq)
+        if parent is not None:
+            fork = self.memory.try_fork(parent[0], seq, parent[1])
             if fork is None:
                 return False
             hit, tables, copies = fork.tokens, fork.tables, fork.copies
@@ -229,7 +226,7 @@ class Scheduler:
             hit, tables = self.memory.start(seq)
             if seq.epoch == 0:
                 seq.cached_tokens = hit
-        self._fork_parent.pop(seq.id, None)
+        self._siblings.note_started(seq)
         row = self._begin(seq, hit, tables, is_arriving=self.memory.n_arriving > n_arriving)
         self._residents.draft.copies.extend((row, copy) for copy in copies)
         return True
@@ -248,14 +245,6 @@ class Scheduler:
             seed=(seq.request.seed + seq.index * SEED_STRIDE) % 2**63,
         )
         return row
-
-    def _fork_tokens(self, seq: Sequence, parent: Sequence | None) -> int:
-        """Tokens whose state a sample takes over from sample 0; 0 if the prefix cache, or nobody, has more."""
-        prompt_tokens = len(seq.request.prompt)
-        if parent is None or parent.state not in RESIDENT or parent.planned_tokens < prompt_tokens:
-            return 0
-        tokens = self.memory.fork_tokens(parent, prompt_tokens - 1)
-        return tokens if tokens > self.memory.hit_tokens(seq) else 0
 
     def _bind(self, choice: Plan) -> Planned | None:
         """Give memory to what was chosen, preempting where it is short; then everything chosen counts as planned."""
@@ -330,8 +319,7 @@ class Scheduler:
     def _finish_prompt(self, seq: Sequence) -> None:
         """Its siblings may fork from it now."""
         self._residents.finish_prompt(seq)
-        for sibling in self._unborn.pop(seq.request.id, ()):
-            self._fork_parent[sibling.id] = seq
+        for sibling in self._siblings.let_in(seq):
             self._queue.add(sibling)
 
     def leap(self, ahead: Foresight, steps: int, now_s: float) -> Leap:
@@ -384,46 +372,23 @@ class Scheduler:
             self._end(seq, FinishReason.LENGTH, update)
 
     def _end(self, seq: Sequence, reason: FinishReason, update: Update | None = None) -> None:
-        if seq.state in (SeqState.WAITING, SeqState.PAUSED, SeqState.SWAPPED):
-            self._leave_queue(seq)
+        is_unborn = self._siblings.remove(seq)
+        if not is_unborn and seq.state in (SeqState.WAITING, SeqState.PAUSED, SeqState.SWAPPED):
+            self._queue.remove(seq)
         seq.finish_reason = reason
         if seq.row is not None:
             self._residents.vacate(seq, self._now_s)
         seq.move(SeqState.FINISHED if reason in (FinishReason.STOP, FinishReason.LENGTH) else SeqState.ABORTED)
         self.memory.forget(seq)
-        self._fork_parent.pop(seq.id, None)
         self._prompt_logprobs.pop(seq.id, None)
         if update is None:
             update = Update(seq.request.id, seq.index)
             self.updates.append(update)
         update.finish = reason
-        update.stats = self._stats(seq)
+        update.stats = RequestStats.of(seq, self._now_s)
         self.ledger.note_end(seq, self._now_s)
         for observer in self._watching["on_finish"]:
             observer.on_finish(seq, self._view())
-
-    def _leave_queue(self, seq: Sequence) -> None:
-        unborn = self._unborn.get(seq.request.id, [])
-        if seq in unborn:
-            unborn.remove(seq)
-            if not unborn:
-                del self._unborn[seq.request.id]
-        else:
-            self._queue.remove(seq)
-
-    def _stats(self, seq: Sequence) -> RequestStats:
-        def since_arrival(at_s: float | None) -> float | None:
-            return None if at_s is None else at_s - seq.arrival_s
-
-        return RequestStats(
-            queue_s=since_arrival(seq.first_planned_s),
-            ttft_s=since_arrival(seq.first_token_s),
-            e2e_s=self._now_s - seq.arrival_s,
-            prompt_tokens=len(seq.request.prompt),
-            cached_tokens=seq.cached_tokens,
-            output_tokens=seq.output_tokens,
-            preemptions=seq.preemptions,
-        )
 
     # --- books --------------------------------------------------------------------------------------------------------
     def audit(self) -> None:
@@ -431,8 +396,9 @@ class Scheduler:
         self.memory.audit()
         self._residents.audit()
         if not self.has_work:
-            left = (*self._residents.by_row.values(), *self._queue.members(), *self._unborn)
+            left = (*self._residents.by_row.values(), *self._queue.members())
             assert not left, f"outlived their requests: {left}"
+            assert not len(self._siblings), f"{len(self._siblings)} samples outlived their requests"
 
     def counters(self) -> Mapping[str, float]:
         """Gauges and counters by plain name."""
