@@ -117,7 +117,10 @@ def mean(a: MachineLimits, b: MachineLimits) -> MachineLimits:
 
 def limits() -> dict[bool, MachineLimits]:
     """By whether weights are integers."""
-    return {is_int: measure_limits(torch.device("cpu"), torch.bfloat16, is_int) for is_int in (False, True)}
+    return {
+        is_int: measure_limits(torch.device("cpu"), torch.bfloat16, "int8" if is_int else "none")
+        for is_int in (False, True)
+    }
 
 
 def most_tok_per_s(cell: str, weights: str, spec: ModelSpec, limit: MachineLimits) -> float:

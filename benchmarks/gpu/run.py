@@ -1,6 +1,6 @@
 """Penstock on one GPU against the limits of the GPU, and against a peer: all offline workloads, one table.
 
-    python benchmarks/gpu/run.py --models qwen3-0.6b llama-8b --peer-script bench_vllm.py
+    python benchmarks/gpu/run.py --models qwen3-0.6b llama-8b --peer-script bench_vllm.py [--quantize fp8]
 
 First the bundled model answers on the CPU, on the GPU kernel by kernel, and through CUDA graphs: the tokens must be the
 same. Then each model (random weights, temperature 0.6, ends ignored) runs in a process of its own: start, one round of
@@ -42,9 +42,9 @@ def main() -> None:
     if arguments.one is not None:
         _run_model(arguments.one, arguments)
         return
-    limits = _measure_limits()
+    limits = _measure_limits(arguments.quantize)
     print(json.dumps(limits), flush=True)
-    _check_tokens()
+    _check_tokens(arguments.quantize)
     rows: list[dict[str, Any]] = []
     for model in arguments.models:
         ours = _lines([sys.executable, __file__, "--one", model, *sys.argv[1:]])
@@ -69,6 +69,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--peer-script", type=Path)
     parser.add_argument("--kv-memory", default="40GiB")
     parser.add_argument("--compile-ahead", action="store_true", help="compile kernels beside the start")
+    parser.add_argument("--quantize", default="none", help="none, fp8, int8 or int4")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -78,7 +79,7 @@ def _run_model(model: str, arguments: argparse.Namespace) -> None:
     from penstock.bench.shapes import folder_of
 
     with folder_of(model) as folder:
-        asked = {"kv_memory": arguments.kv_memory, "compile_ahead": arguments.compile_ahead}
+        asked = {name: getattr(arguments, name) for name in ("kv_memory", "compile_ahead", "quantize")}
         engine = _engine(model=str(folder), **asked, **OPTIONS)
         _generate(engine, [[7] * 64], [1])
         print(json.dumps({"what": "startup", "s": round(time.time() - STARTED_S, 2)}), flush=True)
@@ -92,11 +93,14 @@ def _run_model(model: str, arguments: argparse.Namespace) -> None:
             outputs = _generate(engine, prompts, lengths)
             seconds = time.perf_counter() - began_s
             assert [len(tokens) for tokens in outputs] == lengths
-            print(json.dumps(_line(model, name, prompts, lengths, seconds)), flush=True)
+            line = _line(model, name, prompts, lengths, seconds, arguments.quantize)
+            print(json.dumps(line), flush=True)
         engine.close()
 
 
-def _line(model: str, name: str, prompts: list[list[int]], lengths: list[int], seconds: float) -> dict[str, Any]:
+def _line(
+    model: str, name: str, prompts: list[list[int]], lengths: list[int], seconds: float, quantize: str
+) -> dict[str, Any]:
     """Rates, and the least bytes and multiply-adds that the workload takes."""
     from penstock.bench.bounds import MachineLimits, bound_of
     from penstock.bench.shapes import folder_of
@@ -110,8 +114,8 @@ def _line(model: str, name: str, prompts: list[list[int]], lengths: list[int], s
     with folder_of(model) as folder:
         spec = read_model_spec(folder)
     bound = bound_of(
-        spec, workload, unit, dtype="bfloat16", quantize="none", most_running=OPTIONS["max_running"],
-        has_prefix_cache=True,
+        spec, workload, unit, dtype="bfloat16", quantize=quantize, device_type="cuda",
+        most_running=OPTIONS["max_running"], has_prefix_cache=True,
     )  # fmt: skip
     return {
         "what": name,
@@ -176,39 +180,50 @@ def _workloads(path: Path | None) -> Any:
 
 
 # --- around it ------------------------------------------------------------------------------------------------------
-def _check_tokens() -> None:
-    """Greedy answers of the bundled model: CPU, GPU kernel by kernel, CUDA graphs."""
+def _check_tokens(quantize: str) -> None:
+    """Greedy answers of the bundled model: CPU, GPU kernel by kernel, CUDA graphs. Rounded weights: the GPU's two.
+
+    A CPU rounds activations otherwise; `benchmarks/accuracy/perplexity.py --device cuda` says how far it goes.
+    """
     rng = random.Random(1)
     prompts = [[rng.randrange(3, 4000) for _ in range(rng.randint(1, 120))] for _ in range(24)]
     lengths = [rng.randint(1, 40) for _ in prompts]
     answers = {}
-    for device, is_capturing in (("cpu", False), ("cuda", False), ("cuda", True)):
-        engine = _engine(model="penstock-tiny", device=device, dtype="float32", kv_memory="256MiB")
+    ways = (("cpu", False), ("cuda", False), ("cuda", True))
+    dtype, ways = ("float32", ways) if quantize == "none" else ("bfloat16", ways[1:])
+    for device, is_capturing in ways:
+        engine = _engine(model="penstock-tiny", device=device, dtype=dtype, kv_memory="256MiB", quantize=quantize)
         if device == "cuda":
             engine._executor._step._graphs.is_capturing = is_capturing
         answers[device, is_capturing] = _generate(engine, prompts, lengths, temperature=0.0)
         engine.close()
-    first = answers["cpu", False]
+    first = answers[ways[0]]
     for how, found in answers.items():
         same = sum(a == b for a, b in zip(found, first, strict=True))
-        print(f"tokens, {how[0]}{', captured' if how[1] else ''}: {same} of {len(first)} answers as on the CPU")
+        print(f"tokens, {how[0]}{', captured' if how[1] else ''}: {same} of {len(first)} answers as {ways[0][0]}")
         assert same == len(first), "the GPU's tokens differ: no time is worth anything"
 
 
-def _measure_limits() -> dict[str, Any]:
+def _measure_limits(quantize: str) -> dict[str, Any]:
+    """matmul: of bfloat16, or of fp8 if weights are, whose products are then as fast as the library's."""
     import torch
     from triton.testing import do_bench
+
+    from penstock.bench.limits import measure_limits
 
     numbers = torch.empty(2**32, dtype=torch.uint8, device="cuda")
     other = torch.empty_like(numbers)
     copy_ms = do_bench(lambda: other.copy_(numbers), return_mode="median")
     a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    product_ms = do_bench(lambda: a @ b, return_mode="median")
+    matmul_tflop_s = 2 * 8192**3 / do_bench(lambda: a @ b, return_mode="median") / 1e9
+    if quantize == "fp8":
+        matmul_tflop_s = measure_limits(a.device, a.dtype, quantize).linear_flop_per_s / 1e12
     return {
         "device": torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "copy_tb_s": round(2 * 2**32 / copy_ms / 1e9, 2),
-        "matmul_tflop_s": round(2 * 8192**3 / product_ms / 1e9, 1),
+        "weights": quantize,
+        "matmul_tflop_s": round(matmul_tflop_s, 1),
     }
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 Dtype = Annotated[str, typer.Option(help="auto (the checkpoint's), float32, bfloat16 or float16.")]
-Quantize = Annotated[str, typer.Option(help="none, int8 or int4: round the weights while they load; CPU.")]
+Quantize = Annotated[str, typer.Option(help="none, fp8, int8 or int4: round the weights while they load.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 KvMemory = Annotated[str | None, typer.Option("--kv-memory", help="Size of the KV pool, as 4GiB. [default: a share]")]
 HostKvMemory = Annotated[

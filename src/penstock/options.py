@@ -25,7 +25,7 @@ class EngineOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, fr
     model: a Hugging Face directory, a GGUF file, or the name of a bundled model. executor: torch, or simulated: steps
     take the time that is predicted for `device` (h200, ...), and answers are a stub; `model` may then be the name of a
     shape (llama-8b, ...), whose texts are those of the bundled model. dtype: auto (the checkpoint's),
-    float32, bfloat16 or float16. quantize: none, int8 or int4 (weights, rounded while they load; CPU).
+    float32, bfloat16 or float16. quantize: none, fp8, int8 or int4 (weights, rounded while they load).
     native_kernels: C++ kernels for the CPU, compiled on first use (some ten seconds, once).
     kernel_table: which implementation of a linear layer serves how many rows, measured by `penstock profile kernels`:
     auto (the user's file, if there is one), none, or a path.

@@ -73,7 +73,7 @@ def test_a_token_gets_the_same_in_any_company(format, dtype):
         torch.testing.assert_close(native(x[rows], weight), together[rows], atol=0, rtol=0)
 
 
-@pytest.mark.parametrize("format", Format)
+@pytest.mark.parametrize("format", [*DENSE_FORMATS.values(), *WEIGHT_ERROR])
 def test_linear_and_embedding_take_a_packed_weight_where_a_matrix_stood(format):
     dtype = torch.bfloat16 if format is Format.BFLOAT16 else torch.float32
     weight = normal(130, 96, dtype=dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -31,6 +32,11 @@ def job_of(folder):
 def counted(folder):
     """How many variants of each kernel there are."""
     return Counter(variant.name for variant in variants_of(job_of(folder)))
+
+
+def counted_in_fp8(folder):
+    """The same with rounded weights."""
+    return Counter(variant.name for variant in variants_of(replace(job_of(folder), quantize="fp8")))
 
 
 def met_by_chance(folder, n_steps=150):

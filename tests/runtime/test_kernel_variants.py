@@ -40,6 +40,12 @@ def test_a_model_meets_less_than_a_hundred_variants(name, tmp_path):
     assert counts["long_segments"] == 1  # whatever the lengths
 
 
+def test_rounded_weights_bring_kernels_of_their_own(tmp_path):
+    counts = child("counted_in_fp8", SHAPES["qwen3-30b-a3b"], tmp_path)
+    assert counts["_fp8_rows"] > 0
+    assert sum(counts.values()) < 100, counts
+
+
 @pytest.mark.parametrize("name", ["qwen3-0.6b", "qwen3-30b-a3b"])
 def test_no_step_asks_for_a_kernel_that_was_not_foreseen(name, tmp_path):
     small = EXPERTS if "num_experts" in SHAPES[name] else {}

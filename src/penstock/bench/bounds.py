@@ -20,9 +20,10 @@ from dataclasses import dataclass
 from penstock.cost.load import keys_seen
 from penstock.models.facts import key_costs
 from penstock.models.families.family import WeightNames
+from penstock.models.packing import parameter_bytes
 from penstock.models.parameters import Parameter, parameters_of
 from penstock.models.spec import ExpertsSpec, ModelSpec
-from penstock.models.weights import parameter_bytes, resolve_dtype
+from penstock.models.weights import resolve_dtype
 from penstock.workload.offline import OfflineRequest, OfflineWorkload
 
 
@@ -56,9 +57,10 @@ def bound_of(
     quantize: str,
     most_running: int,
     has_prefix_cache: bool,
+    device_type: str = "cpu",
 ) -> Bound:
     """The least time of a workload on a machine. most_running: sequences that the engine may run at a time."""
-    work = _Work.of(spec, dtype, quantize)
+    work = _Work.of(spec, dtype, quantize, device_type)
     kv_itemsize = resolve_dtype(spec, dtype).itemsize
     linear_flops, attention_flops, kv_bytes = 0.0, 0.0, 0.0
     for index, request in enumerate(workload.requests):
@@ -93,14 +95,14 @@ class _Work:
     attention: tuple[tuple[int | None, int, int], ...]
 
     @classmethod
-    def of(cls, spec: ModelSpec, dtype: str, quantize: str) -> _Work:
+    def of(cls, spec: ModelSpec, dtype: str, quantize: str, device_type: str) -> _Work:
         parameters = [p for p in parameters_of(spec, WeightNames()) if p.name != "embed" or spec.is_tied]
         experts = [p for p in parameters if len(p.shape) == 3]
         mlps = [layer.mlp for layer in spec.layers if isinstance(layer.mlp, ExpertsSpec)]
         expert_frac = mlps[0].top_k / mlps[0].n_experts if mlps else 0.0
 
         def size(parameter: Parameter) -> int:
-            return parameter_bytes(parameter, resolve_dtype(spec, dtype), quantize)
+            return parameter_bytes(parameter, resolve_dtype(spec, dtype), quantize, device_type)
 
         head = spec.vocab_size * spec.hidden_size
         is_linear = [len(p.shape) == 2 and not p.name.endswith(("_norm", "_bias")) for p in parameters]

@@ -10,14 +10,16 @@ import torch
 from torch import Tensor
 
 from penstock.bench.bounds import MachineLimits
+from penstock.ops.fp8_product import fp8_product
+from penstock.ops.rounding import fp8_of_rows
 
 CPU_READ_BYTES, CPU_SIDE = 2**30, 1024
 GPU_READ_BYTES, GPU_SIDE = 2**32, 8192
 READS, PRODUCTS = 5, 9
 
 
-def measure_limits(device: torch.device, dtype: torch.dtype, has_integers: bool = False) -> MachineLimits:
-    """Measure now, on idle memory of this size. has_integers: weights are multiplied as 8-bit integers."""
+def measure_limits(device: torch.device, dtype: torch.dtype, quantize: str = "none") -> MachineLimits:
+    """Measure now, on idle memory of this size. Weights are multiplied as `--quantize` has them multiplied."""
     is_cpu = device.type == "cpu"
     side = CPU_SIDE if is_cpu else GPU_SIDE
     read_bytes = CPU_READ_BYTES if is_cpu else GPU_READ_BYTES
@@ -26,8 +28,9 @@ def measure_limits(device: torch.device, dtype: torch.dtype, has_integers: bool 
     del numbers
     float_flop_per_s = 2 * side**3 / median_s(_product(side, dtype, device), PRODUCTS, device)
     linear_flop_per_s = float_flop_per_s
-    if has_integers:
-        linear_flop_per_s = 2 * side**3 / median_s(_integer_product(side, device), PRODUCTS, device)
+    of_weights = _product_of_weights(quantize, side, device)
+    if of_weights is not None:
+        linear_flop_per_s = 2 * side**3 / median_s(of_weights, PRODUCTS, device)
     return MachineLimits(
         read_bytes_per_s=read_bytes / read_s,
         linear_flop_per_s=max(linear_flop_per_s, float_flop_per_s),
@@ -38,6 +41,18 @@ def measure_limits(device: torch.device, dtype: torch.dtype, has_integers: bool 
 def _product(side: int, dtype: torch.dtype, device: torch.device) -> Callable[[], Tensor]:
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     return lambda: a @ b
+
+
+def _product_of_weights(quantize: str, side: int, device: torch.device) -> Callable[[], Tensor] | None:
+    """What is faster than a product of floats, if weights are multiplied so; a GPU restores integers to floats."""
+    if quantize == "fp8" and device.type == "cuda":
+        return _fp8_product(side, device)
+    return _integer_product(side, device) if quantize in ("int8", "int4") and device.type == "cpu" else None
+
+
+def _fp8_product(side: int, device: torch.device) -> Callable[[], Tensor]:
+    (a, a_scales), (b, b_scales) = (fp8_of_rows(torch.randn(side, side, device=device)) for _ in range(2))
+    return lambda: fp8_product(a, a_scales, b, b_scales)
 
 
 def _integer_product(side: int, device: torch.device) -> Callable[[], Tensor]:

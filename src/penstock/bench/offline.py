@@ -100,7 +100,7 @@ def run_offline(
         device = torch.device(_device_name(options.device))
         if options.threads is not None:
             torch.set_num_threads(options.threads)
-        limits = measure_limits(device, resolve_dtype(spec, options.dtype), options.quantize != "none")
+        limits = measure_limits(device, resolve_dtype(spec, options.dtype), options.quantize)
         engine = stack.enter_context(_Closing(make_engine(unbounded(options), on_phase))).engine
         seconds, cores_used = run_workload(engine, workload)
         bound = bound_of(
@@ -109,6 +109,7 @@ def run_offline(
             limits,
             dtype=options.dtype,
             quantize=options.quantize,
+            device_type=device.type,
             most_running=options.max_running,
             has_prefix_cache=options.prefix_caching,
         )

@@ -21,7 +21,7 @@ from penstock.launch import make_engine
 from penstock.llm import LLM
 from penstock.options import EngineOptions
 from penstock.text.tokenizer import Tokenizer
-from penstock.train.corpus import collect, split
+from penstock.train.corpus import collect, is_held_out
 
 STREAM_TOKENS = 100_000
 TRAINED_TOKENS = 2048  # the bundled model's context
@@ -70,7 +70,7 @@ def show_perplexity(console: Console) -> None:
 
 def unseen_text(n_tokens: int) -> list[int]:
     """Tokens of files of this Python's standard library that the bundled model's recipe holds out."""
-    _, held_out = split(collect(Path(sysconfig.get_paths()["stdlib"])))
+    held_out = collect(Path(sysconfig.get_paths()["stdlib"]), is_held_out)
     tokenizer = Tokenizer.from_path(EngineOptions().model_path)
     files = [tokenizer.encode(document.text) for document in held_out if not document.is_test]
     n_files = 1 + sum(total < n_tokens for total in accumulate(map(len, files)))

@@ -30,6 +30,8 @@ from penstock.ops.packed import PackedWeight
 from penstock.ops.packed_linear import packed_linear
 from penstock.ops.paged_attention import paged_attention
 from penstock.ops.paged_attention.native import is_served_heads
+from penstock.ops.quantized import QuantizedWeight
+from penstock.ops.quantized_linear import quantized_linear
 from penstock.ops.rms_norm import rms_norm
 from penstock.ops.rope import rope
 from penstock.ops.rope_and_store import rope_and_store
@@ -90,9 +92,13 @@ class Decoder:
         return found
 
     def _linear_kernel(self) -> str:
+        """What multiplies by the first layer's matrices."""
         if any(isinstance(tensor, TunedWeight) for tensor in self.tensors.values()):
             return "by table"
-        return packed_linear.on(self.device) if isinstance(self._head, PackedWeight) else "torch"
+        weight = self.tensors["layers.0.attention.out"]
+        if isinstance(weight, PackedWeight):
+            return packed_linear.on(self.device)
+        return quantized_linear.on(self.device) if isinstance(weight, QuantizedWeight) else "torch"
 
     @property
     def device(self) -> torch.device:

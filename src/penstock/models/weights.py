@@ -15,25 +15,22 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from penstock.core.errors import UnknownName, UnsupportedModel
+from penstock.core.errors import UnknownName
 from penstock.formats.gguf import GgufFile
 from penstock.models.checkpoint import Checkpoint
 from penstock.models.decoder import Decoder
 from penstock.models.families.family import WeightNames
 from penstock.models.gguf import config as gguf
 from penstock.models.gguf.tensors import GgufTensors
+from penstock.models.packing import Packer, Packing, packing_of, parameter_bytes
 from penstock.models.parameters import Parameter, parameters_of
 from penstock.models.read_spec import is_gguf, read_folder, read_gguf
 from penstock.models.spec import ModelSpec
-from penstock.ops.huge_pages import Arena
-from penstock.ops.packed import DENSE_FORMATS, pack, pack_stack, packed_bytes
-from penstock.ops.weight_format import Format
 
 log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LOAD_FORMATS = ("auto", "dummy")
-QUANTIZATIONS = ("none", Format.INT8.value, Format.INT4.value)
 DUMMY_STD = 0.02  # what the models of the table are initialized with
 DUMMY_SEED = 0
 Tune = Callable[[Mapping[str, Tensor], ModelSpec], Mapping[str, Tensor]]
@@ -56,7 +53,8 @@ def load_model(
         path: a folder with config.json and safetensors, or a GGUF file.
         dtype: "float32", "bfloat16", "float16", or "auto" for that of the configuration.
         load_format: "auto" reads the weights; "dummy" makes seeded random ones and needs config.json only.
-        quantize: "int8" or "int4" rounds the matrices of every layer, the embedding and the head while they load; CPU.
+        quantize: "fp8", "int8" or "int4" rounds the matrices of every layer while they load, and but for fp8 the
+            embedding and the head.
         is_packed: lay float matrices out for the C++ kernels of the CPU, too.
         spec: None, or that of `read_model_spec` with changes that leave its parameters as they are.
         tune: what is done to the tensors before the decoder is made of them.
@@ -67,9 +65,10 @@ def load_model(
     source = _Source.read(Path(path))
     spec = source.spec if spec is None else spec
     chosen_dtype, chosen_device = resolve_dtype(spec, dtype), torch.device(device)
-    packing = packing_of(spec, chosen_dtype, chosen_device, quantize, is_packed)
-    gib = weight_bytes(spec, chosen_dtype) / 2**30
-    log.info("%s: %s, %.2f GiB of %s weights on %s", path, spec.architecture, gib, chosen_dtype, chosen_device)
+    packing = packing_of(chosen_dtype, chosen_device, quantize, is_packed)
+    gib = weight_bytes(spec, chosen_dtype, quantize, chosen_device.type) / 2**30
+    kind = chosen_dtype if quantize == "none" else f"{quantize} ({chosen_dtype})"
+    log.info("%s: %s, %.2f GiB of %s weights on %s", path, spec.architecture, gib, kind, chosen_device)
     if load_format == "dummy":
         tensors = make_dummy(spec, chosen_dtype, chosen_device, packing)
     else:
@@ -77,19 +76,12 @@ def load_model(
     return Decoder(spec, tensors if tune is None else tune(tensors, spec))
 
 
-def weight_bytes(spec: ModelSpec, dtype: str | torch.dtype = "auto", quantize: str = "none") -> int:
-    """Memory that the weights take, known before any of it is taken."""
-    if quantize not in QUANTIZATIONS:
-        raise UnknownName("quantization", quantize, QUANTIZATIONS)
-    chosen_dtype = resolve_dtype(spec, dtype)
-    return sum(parameter_bytes(parameter, chosen_dtype, quantize) for parameter in parameters_of(spec, WeightNames()))
-
-
-def parameter_bytes(parameter: Parameter, dtype: torch.dtype, quantize: str = "none") -> int:
-    """Memory that one parameter takes."""
-    if quantize == "none" or not _is_matrix(parameter):
-        return parameter.elements * dtype.itemsize
-    return packed_bytes(_format_of(parameter, Format(quantize), dtype), parameter.shape)
+def weight_bytes(
+    spec: ModelSpec, dtype: str | torch.dtype = "auto", quantize: str = "none", device_type: str = "cpu"
+) -> int:
+    """Memory that the weights take on a type of device, known before any of it is taken."""
+    chosen_dtype, parameters = resolve_dtype(spec, dtype), parameters_of(spec, WeightNames())
+    return sum(parameter_bytes(parameter, chosen_dtype, quantize, device_type) for parameter in parameters)
 
 
 def resolve_dtype(spec: ModelSpec, dtype: str | torch.dtype) -> torch.dtype:
@@ -107,13 +99,13 @@ def load_tensors(
     names: WeightNames,
     dtype: torch.dtype,
     device: torch.device,
-    packing: Format | None = None,
+    packing: Packing | None = None,
 ) -> dict[str, Tensor]:
     """Every parameter of the model from the checkpoint, by our names."""
     parameters = tuple(parameters_of(spec, names))
     ignored = (*names.ignored, f"{names.head}.weight") if spec.is_tied else names.ignored
     checkpoint.check(parameters, ignored)
-    packer = _Packer(packing)
+    packer = Packer(packing)
     return {
         parameter.name: packer(parameter, _load(parameter, checkpoint, dtype, device, packing is None))
         for parameter in parameters
@@ -121,13 +113,13 @@ def load_tensors(
 
 
 def make_dummy(
-    spec: ModelSpec, dtype: torch.dtype, device: torch.device, packing: Format | None = None
+    spec: ModelSpec, dtype: torch.dtype, device: torch.device, packing: Packing | None = None
 ) -> dict[str, Tensor]:
     """Random weights that keep activations finite: norms scale by 1, the rest is normal."""
     norm_fill = 0.0 if spec.norm.is_centered else 1.0
     generator = torch.Generator(device).manual_seed(DUMMY_SEED)
     tensors = {}
-    packer = _Packer(packing)
+    packer = Packer(packing)
     for parameter in parameters_of(spec, WeightNames()):
         tensor = torch.empty(parameter.shape, dtype=dtype, device=device)
         if parameter.name.endswith("_norm"):
@@ -136,47 +128,6 @@ def make_dummy(
             tensor.normal_(0.0, DUMMY_STD, generator=generator)
         tensors[parameter.name] = packer(parameter, tensor)
     return tensors
-
-
-def packing_of(
-    spec: ModelSpec, dtype: torch.dtype, device: torch.device, quantize: str, is_packed: bool
-) -> Format | None:
-    """How matrices are laid out; None: as the checkpoint has them. Raises UnsupportedModel, or UnknownName."""
-    if quantize not in QUANTIZATIONS:
-        raise UnknownName("quantization", quantize, QUANTIZATIONS)
-    if quantize == "none":
-        return DENSE_FORMATS.get(dtype) if is_packed and device.type == "cpu" else None
-    if device.type != "cpu":
-        raise UnsupportedModel(f"--quantize {quantize} is for the CPU, not for {device}: leave it out, or --device cpu")
-    if dtype not in DENSE_FORMATS:
-        raise UnsupportedModel(f"--quantize {quantize} takes float32 or bfloat16 activations, not {dtype}; see --dtype")
-    return Format(quantize)
-
-
-class _Packer:
-    """Matrices that a linear layer multiplies by are packed; norms and biases stay."""
-
-    def __init__(self, packing: Format | None) -> None:
-        self._packing = packing
-        self._arena = Arena()
-
-    def __call__(self, parameter: Parameter, tensor: Tensor) -> Tensor:
-        if self._packing is None or not _is_matrix(parameter):
-            return tensor
-        format = _format_of(parameter, self._packing, tensor.dtype)
-        packs = pack if tensor.dim() == 2 else pack_stack
-        return packs(tensor, format, arena=self._arena)
-
-
-def _format_of(parameter: Parameter, packing: Format, dtype: torch.dtype) -> Format:
-    """Routers are small, and a rounded one sends tokens elsewhere: they stay as they are."""
-    is_router = parameter.name.endswith((".router", ".shared_gate"))
-    return DENSE_FORMATS[dtype] if is_router else packing
-
-
-def _is_matrix(parameter: Parameter) -> bool:
-    """A linear layer multiplies by it, and nothing else looks into it: latent attention cuts its `kv_b` to pieces."""
-    return len(parameter.shape) > 1 and not parameter.name.endswith(("_norm", "_bias", ".kv_b"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

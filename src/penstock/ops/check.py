@@ -113,5 +113,5 @@ def _copy(value: Any) -> Any:
 
 def _tensors(value: Any) -> list[Tensor]:
     if type(value) is Tensor:
-        return [value]
+        return [value.float()] if value.dtype.itemsize == 1 and value.is_floating_point() else [value]
     return [tensor for item in value for tensor in _tensors(item)] if isinstance(value, tuple) else []

@@ -14,8 +14,7 @@ Shape letters: N outputs, K inputs, P panels of 64 outputs (the last filled up w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F  # noqa: N812, the name that everybody reads
@@ -23,7 +22,9 @@ from torch import Tensor
 
 from penstock.ops import native
 from penstock.ops.huge_pages import Arena
+from penstock.ops.linear_weight import LinearWeight, WeightStack
 from penstock.ops.packed_linear import packed_linear
+from penstock.ops.rounding import INT4_GROUP, int4_groups, int8_rows
 from penstock.ops.weight_format import Format
 
 PANEL = 64
@@ -33,7 +34,7 @@ ROWS_AT_ONCE = 64 * PANEL  # bounds the float32 copies that quantizing makes
 DENSE_FORMATS = {torch.float32: Format.FLOAT32, torch.bfloat16: Format.BFLOAT16}
 
 
-class PackedWeight(torch.Tensor):
+class PackedWeight(LinearWeight):
     """[N, K] to whoever asks, of the dtype of its activations. data, scales: as `pack` made them."""
 
     format: Format
@@ -63,20 +64,6 @@ class PackedWeight(torch.Tensor):
         )
         return weight
 
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        served = _SERVED.get(func)
-        if served is not None:
-            return served(*args, **(kwargs or {}))
-        if getattr(func, "__name__", "") == "__get__":  # shape, dtype, device
-            with torch._C.DisableTorchFunctionSubclass():
-                return func(*args, **(kwargs or {}))
-        raise TypeError(f"a packed weight serves linear and embedding, not {getattr(func, '__name__', func)}")
-
-    @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
-        raise TypeError(f"a packed weight has no numbers to give to {func}; see rows() and dense()")
-
     def __repr__(self) -> str:  # type: ignore[override]
         return f"PackedWeight({self.outputs}x{self.inputs}, {self.format.value})"
 
@@ -84,6 +71,10 @@ class PackedWeight(torch.Tensor):
     def nbytes(self) -> int:  # type: ignore[override]
         """Bytes that lie in memory."""
         return self.data_packed.nbytes + (0 if self.scales_N is None else self.scales_N.nbytes)
+
+    def linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """x @ self.T + bias, by the op."""
+        return packed_linear(x, self, bias)
 
     def rows(self, ids: Tensor) -> Tensor:
         """Rows of the matrix as it would have to be to give the same results: [*ids, K], in the compute dtype."""
@@ -129,7 +120,7 @@ def pack(
     return PackedWeight(format, (n_outputs, n_inputs), dtype, data, torch.cat(scales) if scales else None)
 
 
-class PackedStack(torch.Tensor):
+class PackedStack(WeightStack):
     """[E, N, K] to whoever asks: packed matrices of E experts, and nothing but to be indexed by one of them."""
 
     matrices: tuple[PackedWeight, ...]
@@ -143,18 +134,9 @@ class PackedStack(torch.Tensor):
         stack.matrices = matrices
         return stack
 
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.Tensor.__getitem__ and isinstance(args[1], int):
-            return args[0].matrices[args[1]]
-        if getattr(func, "__name__", "") == "__get__":  # shape, dtype, device
-            with torch._C.DisableTorchFunctionSubclass():
-                return func(*args, **(kwargs or {}))
-        raise TypeError(f"a packed stack serves one expert at a time, not {getattr(func, '__name__', func)}")
-
-    @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
-        raise TypeError(f"a packed stack has no numbers to give to {func}; see its matrices")
+    def matrix(self, expert: int) -> PackedWeight:
+        """[N, K] of one expert."""
+        return self.matrices[expert]
 
     def __repr__(self) -> str:  # type: ignore[override]
         return f"PackedStack({len(self.matrices)} x {self.matrices[0]!r})"
@@ -207,10 +189,8 @@ class _Int8(_Dense):
         super().__init__(4)
 
     def packed(self, weight_NK: Tensor) -> tuple[Tensor, Tensor | None]:
-        wide_NK = weight_NK.float()
-        scales_N = wide_NK.abs().amax(1) / 127
-        wide_NK = (wide_NK / scales_N.clamp_min(1e-30).unsqueeze(1)).round_().add_(128)
-        return super().packed(wide_NK.to(torch.uint8))[0], scales_N
+        rounded_NK, scales_N = int8_rows(weight_NK)
+        return super().packed(rounded_NK.add_(128).to(torch.uint8))[0], scales_N
 
     def rows(self, weight: PackedWeight, ids_T: Tensor) -> Tensor:
         assert weight.scales_N is not None
@@ -220,20 +200,16 @@ class _Int8(_Dense):
 class _Int4:
     """[P, G, 1152]: 64 float16 scales, then by 8 inputs 64 times 4 bytes; a byte holds inputs i and i + 4 of the 8."""
 
-    GROUP = 32
+    GROUP = INT4_GROUP
     SCALE_BYTES = 2 * PANEL
 
     def packed(self, weight_NK: Tensor) -> tuple[Tensor, Tensor | None]:
-        wide_NGI = weight_NK.float().view(len(weight_NK), -1, self.GROUP)
-        # the number of largest size becomes -8: that end of the range has one step more
-        largest_NG1 = wide_NGI.gather(2, wide_NGI.abs().argmax(2, keepdim=True))
-        scales_NG1 = (largest_NG1 / -8).half()
-        inverse_NG1 = torch.where(scales_NG1 == 0, 0.0, 1.0 / scales_NG1.float())
-        stored = (wide_NGI * inverse_NG1).round_().clamp_(-8, 7).add_(8).to(torch.uint8)
+        rounded_NGI, scales_NG = int4_groups(weight_NK)
+        stored = rounded_NGI.add_(8).to(torch.uint8)
         n_groups = stored.shape[1]
         first, second = stored.view(-1, PANEL, n_groups, 4, 2, 4).unbind(4)
         numbers = (first | second << 4).permute(0, 2, 3, 1, 4).reshape(-1, n_groups, PANEL * self.GROUP // 2)
-        scales = scales_NG1.view(-1, PANEL, n_groups).transpose(1, 2).contiguous().view(torch.uint8)
+        scales = scales_NG.view(-1, PANEL, n_groups).transpose(1, 2).contiguous().view(torch.uint8)
         return torch.cat((scales, numbers), dim=2), None
 
     def rows(self, weight: PackedWeight, ids_T: Tensor) -> Tensor:
@@ -251,14 +227,3 @@ _LAYOUTS: dict[Format, _Dense | _Int4] = {
     Format.INT8: _Int8(),
     Format.INT4: _Int4(),
 }
-
-
-def _linear(input: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> Tensor:
-    return packed_linear(input, weight, bias)
-
-
-def _embedding(input: Tensor, weight: PackedWeight, **for_training: Any) -> Tensor:
-    return weight.rows(input)
-
-
-_SERVED: dict[Callable[..., Tensor], Callable[..., Tensor]] = {F.linear: _linear, F.embedding: _embedding}

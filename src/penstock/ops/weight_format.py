@@ -6,12 +6,13 @@ import enum
 
 
 class Format(enum.Enum):
-    """How the numbers of a packed weight are stored. `code` is that of `cpp/linear.h`."""
+    """How the numbers of a weight are stored. `code` is that of `cpp/linear.h`, which does not know FP8 (e4m3)."""
 
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
     INT8 = "int8"
     INT4 = "int4"
+    FP8 = "fp8"
 
     @property
     def code(self) -> int:
@@ -25,9 +26,9 @@ class Format(enum.Enum):
     @property
     def together(self) -> int:
         """Inputs are filled up to a multiple of this."""
-        return {Format.FLOAT32: 1, Format.BFLOAT16: 2, Format.INT8: 128, Format.INT4: 32}[self]
+        return {Format.FLOAT32: 1, Format.BFLOAT16: 2, Format.INT8: 128, Format.INT4: 32, Format.FP8: 1}[self]
 
     @property
     def bits(self) -> int:
         """Of a number, its scale apart."""
-        return {Format.FLOAT32: 32, Format.BFLOAT16: 16, Format.INT8: 8, Format.INT4: 4}[self]
+        return {Format.FLOAT32: 32, Format.BFLOAT16: 16, Format.INT8: 8, Format.INT4: 4, Format.FP8: 8}[self]

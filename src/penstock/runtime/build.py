@@ -73,7 +73,7 @@ def build_executor(
 
     Args:
         kv_memory_bytes: None takes a share of what is free. host_kv_memory_bytes: of the host tier; 0: there is none.
-        quantize: "int8" or "int4": round the weights while they load.
+        quantize: "fp8", "int8" or "int4": round the weights while they load.
         native_kernels: use the C++ kernels of the CPU, compiled on first use; quantized weights always do.
         kernel_table: which implementation of a linear layer serves how many rows; see `kernel_table.read_cuts`.
         max_model_tokens: a limit below that of the model.
@@ -107,7 +107,7 @@ def build_executor(
         Path(model_dir).resolve().name,
         block_tokens=block_tokens,
         kv_item_bytes=resolve_dtype(spec, dtype).itemsize,
-        weight_bytes=weight_bytes(spec, dtype, quantize),
+        weight_bytes=weight_bytes(spec, dtype, quantize, where.type),
         max_model_tokens=STREAM_TOKENS if max_model_tokens is None and window_tokens is not None else max_model_tokens,
     )
     torch.set_num_threads(torch_threads or useful_threads(facts.weight_bytes, torch.get_num_threads()))
@@ -129,6 +129,7 @@ def build_executor(
                 model=str(model_dir),
                 n_blocks=n_blocks,
                 dtype=dtype,
+                quantize=quantize,
                 max_rows=max_rows,
                 block_tokens=block_tokens,
                 max_model_tokens=facts.max_model_tokens,

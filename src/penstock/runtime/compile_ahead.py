@@ -42,6 +42,7 @@ class Job:
     model: str
     n_blocks: tuple[int, ...]
     dtype: str = "auto"
+    quantize: str = "none"
     max_rows: int = 64
     block_tokens: int = 16
     max_model_tokens: int | None = None

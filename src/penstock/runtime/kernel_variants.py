@@ -27,6 +27,7 @@ from penstock.core.executor import StateSpec
 from penstock.models.decoder import Decoder
 from penstock.models.facts import model_facts
 from penstock.models.families.family import WeightNames
+from penstock.models.packing import Packer, packing_of
 from penstock.models.parameters import parameters_of
 from penstock.models.read_spec import read_model_spec
 from penstock.models.spec import ExpertsSpec, LayerSpec, ModelSpec
@@ -170,10 +171,11 @@ class ShapedModel:
         )  # fmt: skip
         kinds = {layer: index for index, layer in reversed(list(enumerate(spec.layers)))}
         self.spec = replace(spec, layers=tuple(kind for kind in kinds for _ in range(2)))
+        packer = Packer(packing_of(dtype, META, job.quantize, False))
         self._decoder = Decoder(
             self.spec,
             {
-                parameter.name: torch.empty(parameter.shape, dtype=dtype, device=META)
+                parameter.name: packer(parameter, torch.empty(parameter.shape, dtype=dtype, device=META))
                 for parameter in parameters_of(self.spec, WeightNames())
             },
         )

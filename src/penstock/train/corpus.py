@@ -7,7 +7,7 @@ from a file (functions, chats) falls on the file's own side of it.
 import ast
 import hashlib
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -28,12 +28,15 @@ class Document:
         return any(part in ("test", "tests", "idle_test") for part in PurePosixPath(self.path).parts)
 
 
-def collect(stdlib: Path) -> list[Document]:
-    """Read every Python 3 source file of a standard library, in the order of their paths."""
+def collect(stdlib: Path, is_wanted: Callable[[str], bool] | None = None) -> list[Document]:
+    """Read every Python 3 source file of a standard library, in the order of their paths.
+
+    is_wanted: of a path, with forward slashes; files that it refuses are not read.
+    """
     documents = []
     for file in sorted(stdlib.rglob("*.py")):
         path = file.relative_to(stdlib)
-        if SKIPPED_FOLDERS.isdisjoint(path.parts):
+        if SKIPPED_FOLDERS.isdisjoint(path.parts) and (is_wanted is None or is_wanted(path.as_posix())):
             text = read_python(file)
             if text is not None:
                 documents.append(Document(path=path.as_posix(), text=text))

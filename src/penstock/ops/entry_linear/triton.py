@@ -15,6 +15,8 @@ from penstock.ops.entry_linear.split import processors, split_linear
 from penstock.ops.entry_linear.tiling import LEAST_ROWS, tiling_of
 from penstock.ops.entry_linear.triton_kernels import flat, single
 from penstock.ops.gated_kernel import KINDS
+from penstock.ops.quantized import QuantizedWeight
+from penstock.ops.quantized_linear import quantized_linear
 from penstock.ops.rms_norm import rms_norm
 from penstock.ops.tuned import GPU_NAMES, MOST_FLAT_ROWS, MOST_SINGLE_ROWS, TunedWeight
 
@@ -34,6 +36,8 @@ def entry_linear(
     activation: Activation | None = None,
 ) -> tuple[Tensor, Tensor]:
     """See `reference.entry_linear`."""
+    if isinstance(weight_ND, QuantizedWeight):
+        return quantized_linear(x_TD, weight_ND, bias_N, residual_TD, norm_D, eps, is_centered, activation)
     n_tokens, inputs = x_TD.shape
     form = _form(n_tokens, inputs, weight_ND, activation)
     if isinstance(weight_ND, TunedWeight):

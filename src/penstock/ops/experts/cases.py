@@ -8,7 +8,9 @@ import torch
 
 from penstock.ops.activation import Activation
 from penstock.ops.check import Case, random_normal
+from penstock.ops.quantized import FORMATS, quantize
 from penstock.ops.route.reference import route
+from penstock.ops.weight_format import Format
 
 
 def cases(device: str) -> Iterator[Case]:
@@ -32,3 +34,11 @@ def cases(device: str) -> Iterator[Case]:
             down_bias = random_normal(generator, n_experts, hidden, dtype=dtype, device=device)
             args = (x, gate_up, down, weights, chosen, Activation.CLAMPED_SWIGLU, gate_up_bias, down_bias)
             yield Case(f"{tokens} tokens, {top_k} of {n_experts} {dtype}, biased", args, atol)
+            for format in FORMATS:
+                rounded = quantize(gate_up, format), quantize(down, format)
+                case = f"{tokens} tokens, {top_k} of {n_experts} {dtype}, {format.value}"
+                # what lies between the matrices may be moved over a rounding edge of e4m3
+                loose = max(atol, 5e-2) if format is Format.FP8 else atol
+                yield Case(case, (x, *rounded, weights, chosen), loose)
+                args = (x, *rounded, weights, chosen, Activation.CLAMPED_SWIGLU, gate_up_bias, down_bias)
+                yield Case(f"{case}, biased", args, loose)

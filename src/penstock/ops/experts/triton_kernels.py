@@ -11,6 +11,7 @@ import triton.language as tl
 from penstock.ops.chain import let_next_start, wait_for_inputs
 from penstock.ops.entry_linear.triton_kernels import rows_of
 from penstock.ops.gated_kernel import activate
+from penstock.ops.quantized_kernel import add_product, rescaled
 
 
 @triton.jit(do_not_specialize=["n_visits"])
@@ -77,10 +78,21 @@ def visits_of_tile(
     return expert, visit_M, is_there_M
 
 
+@triton.jit
+def scales_of(x_scales, at_M, is_there_M, SCHEME: tl.constexpr):
+    """Of tokens that are rounded; zeros where they are not."""
+    scale_M = tl.zeros(at_M.shape, tl.float32)
+    if SCHEME == 0:
+        scale_M += tl.load(x_scales + at_M, mask=is_there_M, other=0.0)
+    return scale_M
+
+
 @triton.jit(do_not_specialize=["n_visits"])
 def enter_experts(
     x,
+    x_scales,
     weight,
+    scales,
     bias,
     inner,
     experts,
@@ -91,6 +103,7 @@ def enter_experts(
     n_visits,
     FEATURES: tl.constexpr,
     GATE: tl.constexpr,
+    SCHEME: tl.constexpr,
     TOP_K: tl.constexpr,
     N_EXPERTS: tl.constexpr,
     BLOCK_E: tl.constexpr,
@@ -99,7 +112,7 @@ def enter_experts(
     BLOCK_K: tl.constexpr,
     is_chained: tl.constexpr,
 ):
-    """Gate and up of a tile, and the activation of the two."""
+    """Gate and up of a tile, and the activation of the two. SCHEME -1: weights are numbers of the dtype of x."""
     wait_for_inputs(is_chained)
     let_next_start(is_chained)
     expert, visit_M, is_there_M = visits_of_tile(
@@ -114,14 +127,29 @@ def enter_experts(
         x_M1 = x + ((visit_M // TOP_K).to(tl.int64) * token_stride)[:, None]
         gate_MN = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
         up_MN = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-        for k in range(0, FEATURES, BLOCK_K):
-            at_K = k + tl.arange(0, BLOCK_K)
-            mask_NK = is_out_N[:, None] & (at_K < FEATURES)[None, :]
-            x_MK = tl.load(x_M1 + at_K[None, :], mask=is_there_M[:, None] & (at_K < FEATURES)[None, :], other=0.0)
-            gate_NK = tl.load(gate_N1 + at_K[None, :], mask=mask_NK, other=0.0)
-            up_NK = tl.load(up_N1 + at_K[None, :], mask=mask_NK, other=0.0)
-            gate_MN = tl.dot(x_MK, tl.trans(gate_NK), gate_MN, input_precision="ieee")
-            up_MN = tl.dot(x_MK, tl.trans(up_NK), up_MN, input_precision="ieee")
+        if SCHEME < 0:
+            for k in range(0, FEATURES, BLOCK_K):
+                at_K = k + tl.arange(0, BLOCK_K)
+                mask_NK = is_out_N[:, None] & (at_K < FEATURES)[None, :]
+                x_MK = tl.load(x_M1 + at_K[None, :], mask=is_there_M[:, None] & (at_K < FEATURES)[None, :], other=0.0)
+                gate_NK = tl.load(gate_N1 + at_K[None, :], mask=mask_NK, other=0.0)
+                up_NK = tl.load(up_N1 + at_K[None, :], mask=mask_NK, other=0.0)
+                gate_MN = tl.dot(x_MK, tl.trans(gate_NK), gate_MN, input_precision="ieee")
+                up_MN = tl.dot(x_MK, tl.trans(up_NK), up_MN, input_precision="ieee")
+        else:
+            row_N = expert * 2 * width + rows_of(at_N, width, GATE, False)
+            up_row_N = expert * 2 * width + rows_of(at_N, width, GATE, True)
+            there_M1 = is_there_M[:, None]
+            for k in range(0, FEATURES, BLOCK_K):
+                gate_MN = add_product(
+                    gate_MN, x_M1, there_M1, weight, scales, row_N, is_out_N, k, FEATURES, SCHEME, BLOCK_K
+                )
+                up_MN = add_product(
+                    up_MN, x_M1, there_M1, weight, scales, up_row_N, is_out_N, k, FEATURES, SCHEME, BLOCK_K
+                )
+            x_scale_M = scales_of(x_scales, visit_M // TOP_K, is_there_M, SCHEME)
+            gate_MN = rescaled(gate_MN, x_scale_M, scales, row_N, is_out_N, SCHEME)
+            up_MN = rescaled(up_MN, x_scale_M, scales, up_row_N, is_out_N, SCHEME)
         dtype: tl.constexpr = inner.dtype.element_ty
         if bias is not None:
             own_bias = bias + expert * 2 * width
@@ -135,7 +163,9 @@ def enter_experts(
 @triton.jit(do_not_specialize=["n_visits"])
 def leave_experts(
     inner,
+    inner_scales,
     weight,
+    scales,
     bias,
     shares,
     out,
@@ -145,6 +175,7 @@ def leave_experts(
     features,
     n_visits,
     WIDTH: tl.constexpr,
+    SCHEME: tl.constexpr,
     TOP_K: tl.constexpr,
     N_EXPERTS: tl.constexpr,
     BLOCK_E: tl.constexpr,
@@ -165,12 +196,25 @@ def leave_experts(
         own_N1 = weight + expert.to(tl.int64) * (features * WIDTH) + at_N[:, None] * WIDTH
         inner_M1 = inner + (visit_M.to(tl.int64) * WIDTH)[:, None]
         sum_MN = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-        for k in range(0, WIDTH, BLOCK_K):
-            at_K = k + tl.arange(0, BLOCK_K)
-            mask_NK = is_out_N[:, None] & (at_K < WIDTH)[None, :]
-            inner_MK = tl.load(inner_M1 + at_K[None, :], mask=is_there_M[:, None] & (at_K < WIDTH)[None, :], other=0.0)
-            weight_NK = tl.load(own_N1 + at_K[None, :], mask=mask_NK, other=0.0)
-            sum_MN = tl.dot(inner_MK, tl.trans(weight_NK), sum_MN, input_precision="ieee")
+        if SCHEME < 0:
+            for k in range(0, WIDTH, BLOCK_K):
+                at_K = k + tl.arange(0, BLOCK_K)
+                mask_NK, mask_MK = (
+                    is_out_N[:, None] & (at_K < WIDTH)[None, :],
+                    is_there_M[:, None] & (at_K < WIDTH)[None, :],
+                )
+                inner_MK = tl.load(inner_M1 + at_K[None, :], mask=mask_MK, other=0.0)
+                weight_NK = tl.load(own_N1 + at_K[None, :], mask=mask_NK, other=0.0)
+                sum_MN = tl.dot(inner_MK, tl.trans(weight_NK), sum_MN, input_precision="ieee")
+        else:
+            row_N = expert * features + at_N
+            there_M1 = is_there_M[:, None]
+            for k in range(0, WIDTH, BLOCK_K):
+                sum_MN = add_product(
+                    sum_MN, inner_M1, there_M1, weight, scales, row_N, is_out_N, k, WIDTH, SCHEME, BLOCK_K
+                )
+            inner_scale_M = scales_of(inner_scales, visit_M, is_there_M, SCHEME)
+            sum_MN = rescaled(sum_MN, inner_scale_M, scales, row_N, is_out_N, SCHEME)
         dtype: tl.constexpr = out.dtype.element_ty
         if bias is not None:
             sum_MN += tl.load(bias + expert * features + at_N, mask=is_out_N, other=0.0).to(tl.float32)
