@@ -13,6 +13,8 @@ from penstock.core.errors import CorruptModel, ModelNotFound, UnsupportedModel
 from penstock.models.config_file import ConfigFile
 from penstock.models.parameters import Parameter, Part
 from penstock.models.safetensors_file import SafetensorsFile
+from penstock.models.stored_fp8 import IGNORED, check_scales, restore, scale_names
+from penstock.ops.rounding import FP8
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -74,8 +76,10 @@ class Checkpoint:
             for part in parameter.parts:
                 expected.add(part.source)
                 self._check_part(part)
+                if self.is_fp8(part):
+                    expected.add(self._scale_name(part))
         for name in sorted(self._files.keys() - expected):
-            if not name.endswith(ignored):
+            if not name.endswith((*ignored, *IGNORED)):
                 raise CorruptModel(
                     f"{self._files[name].path}: unexpected tensor {name}; "
                     f"{self._config_name} describes a model without it"
@@ -86,8 +90,36 @@ class Checkpoint:
         return self._files[part.source].view(part.source, dtype)
 
     def copy(self, part: Part, into: Tensor) -> None:
-        """Convert into `into`, to which the tensor broadcasts."""
+        """Convert into `into`, to which the tensor broadcasts. Numbers in fp8 get their scales."""
+        if not self.is_fp8(part):
+            self._files[part.source].copy(part.source, into)
+            return
+        numbers_NK = torch.empty(part.shape, dtype=FP8, device=into.device)
+        restore(numbers_NK, self.copy_fp8(part, numbers_NK), into)
+
+    def is_fp8(self, part: Part) -> bool:
+        """The tensor is stored in e4m3, with scales beside it."""
+        return self._files[part.source].view(part.source, FP8) is not None
+
+    def copy_fp8(self, part: Part, into: Tensor) -> Tensor:
+        """Copy the stored numbers, and return their scales, on the same device; see `stored_fp8`."""
         self._files[part.source].copy(part.source, into)
+        name = self._scale_name(part)
+        scales = torch.empty(self._files[name].shape(name), dtype=torch.float32, device=into.device)
+        self._files[name].copy(name, scales)
+        return scales
+
+    def _scale_name(self, part: Part) -> str:
+        """Raises CorruptModel without scales, or for some that do not fit."""
+        file = self._files[part.source]
+        found = [name for name in scale_names(part.source) if name in self._files]
+        if not found or len(part.shape) != 2:
+            raise CorruptModel(
+                f"{file.path}: tensor {part.source} is stored in fp8 without scales: looked for "
+                f"{' and '.join(scale_names(part.source))} beside a matrix"
+            )
+        check_scales(part.source, part.shape, self._files[found[0]].shape(found[0]), str(file.path))
+        return found[0]
 
     def _check_part(self, part: Part) -> None:
         if part.source not in self._files:

@@ -15,10 +15,13 @@ import torch
 from torch import Tensor
 
 from penstock.core.errors import UnknownName, UnsupportedModel
+from penstock.models.checkpoint import Checkpoint
 from penstock.models.parameters import Parameter
+from penstock.models.stored_fp8 import row_scales
 from penstock.ops.huge_pages import Arena
 from penstock.ops.packed import DENSE_FORMATS, pack, pack_stack, packed_bytes
-from penstock.ops.quantized import FORMATS, quantize, quantized_bytes
+from penstock.ops.quantized import FORMATS, QuantizedStack, QuantizedWeight, of_rows, quantize, quantized_bytes
+from penstock.ops.rounding import FP8
 from penstock.ops.weight_format import Format
 
 QUANTIZATIONS = ("none", *(format.value for format in FORMATS))
@@ -102,13 +105,35 @@ class Packer:
             return tensor
         if not self._packing.has_rows:
             return (pack if tensor.dim() == 2 else pack_stack)(tensor, format, arena=self._arena)
-        rows, columns = tensor.shape[-2:]
-        if format is Format.FP8 and tensor.is_cuda and (rows % FP8_MULTIPLE or columns % FP8_MULTIPLE):
-            raise UnsupportedModel(
-                f"{parameter.name} is {rows}x{columns}: --quantize fp8 on a GPU takes multiples of {FP8_MULTIPLE}. "
-                "Give --quantize int8"
-            )
+        if format is Format.FP8:
+            _refuse_odd(parameter, tensor)
         return quantize(tensor, format)
+
+
+def load_fp8(
+    parameter: Parameter, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device
+) -> QuantizedWeight | QuantizedStack | None:
+    """A matrix whose checkpoint has e4m3 numbers with scales per row or tensor, bit by bit; None for all others."""
+    if any(part.is_transposed or not checkpoint.is_fp8(part) for part in parameter.parts):
+        return None
+    numbers = torch.empty(parameter.shape, dtype=FP8, device=device)
+    scales = torch.empty(parameter.shape[:-1], dtype=torch.float32, device=device)
+    for part in parameter.parts:
+        by_row = row_scales(checkpoint.copy_fp8(part, numbers[part.index]), part.shape[0])
+        if by_row is None:
+            return None
+        scales[part.index] = by_row
+    _refuse_odd(parameter, numbers)
+    return of_rows(Format.FP8, parameter.shape, dtype, numbers.flatten(0, -2), scales.flatten())
+
+
+def _refuse_odd(parameter: Parameter, tensor: Tensor) -> None:
+    rows, columns = tensor.shape[-2:]
+    if tensor.is_cuda and (rows % FP8_MULTIPLE or columns % FP8_MULTIPLE):
+        raise UnsupportedModel(
+            f"{parameter.name} is {rows}x{columns}: --quantize fp8 on a GPU takes multiples of {FP8_MULTIPLE}. "
+            "Give --quantize int8"
+        )
 
 
 def _refuse_slow_fp8(dtype: torch.dtype, device: torch.device) -> None:

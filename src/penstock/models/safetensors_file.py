@@ -18,7 +18,7 @@ from torch import Tensor
 
 from penstock.core.errors import CorruptModel, UnsupportedModel
 
-DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn}
 MAX_HEADER_BYTES = 1 << 25  # a fifth of a million tensors; parsed, a header may take twenty times its size
 PREFIX_BYTES = 8
 

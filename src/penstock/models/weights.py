@@ -22,10 +22,11 @@ from penstock.models.decoder import Decoder
 from penstock.models.families.family import WeightNames
 from penstock.models.gguf import config as gguf
 from penstock.models.gguf.tensors import GgufTensors
-from penstock.models.packing import Packer, Packing, packing_of, parameter_bytes
+from penstock.models.packing import Packer, Packing, load_fp8, packing_of, parameter_bytes
 from penstock.models.parameters import Parameter, parameters_of
 from penstock.models.read_spec import is_gguf, read_folder, read_gguf
 from penstock.models.spec import ModelSpec
+from penstock.ops.weight_format import Format
 
 log = logging.getLogger(__name__)
 
@@ -106,10 +107,17 @@ def load_tensors(
     ignored = (*names.ignored, f"{names.head}.weight") if spec.is_tied else names.ignored
     checkpoint.check(parameters, ignored)
     packer = Packer(packing)
-    return {
-        parameter.name: packer(parameter, _load(parameter, checkpoint, dtype, device, packing is None))
-        for parameter in parameters
-    }
+    tensors = {}
+    for parameter in parameters:
+        kept: Tensor | None = None
+        if packing is not None and packing.format_of(parameter, dtype) is Format.FP8:
+            kept = load_fp8(parameter, checkpoint, dtype, device)
+        if kept is None:
+            kept = packer(parameter, _load(parameter, checkpoint, dtype, device, packing is None))
+        tensors[parameter.name] = kept
+    if packing is None and any(checkpoint.is_fp8(part) for parameter in parameters for part in parameter.parts):
+        log.info("weights stored in fp8 take twice their bytes as %s: --quantize fp8 keeps them as they are", dtype)
+    return tensors
 
 
 def make_dummy(

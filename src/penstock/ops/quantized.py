@@ -124,7 +124,7 @@ def quantize(weight: Tensor, format: Format) -> QuantizedWeight | QuantizedStack
 
 
 def of_rows(
-    format: Format, shape: torch.Size, dtype: torch.dtype, numbers_NB: Tensor, scales: Tensor
+    format: Format, shape: tuple[int, ...], dtype: torch.dtype, numbers_NB: Tensor, scales: Tensor
 ) -> QuantizedWeight | QuantizedStack:
     """A weight of `shape`, [N, K] or [E, N, K], from the rows of all its matrices."""
     if len(shape) == 2:

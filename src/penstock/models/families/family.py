@@ -8,6 +8,7 @@ from typing import Any
 
 from penstock.core.errors import CorruptModel, UnsupportedModel
 from penstock.models.config_file import ConfigFile, short
+from penstock.models.quantized_config import check_quantization
 from penstock.models.rope_config import DEFAULT_THETA, read_rope
 from penstock.models.spec import (
     AttentionSpec,
@@ -187,13 +188,7 @@ def read_model(
     config: ConfigFile, architecture: str, layers: tuple[LayerSpec, ...], *, is_tied_by_default: bool = False
 ) -> ModelSpec:
     """What is common to all decoders, around the layers."""
-    quantization = config.section("quantization_config", "compression_config")
-    if quantization is not None:
-        method = short(quantization.values.get("quant_method"))
-        raise UnsupportedModel(
-            f"{config.source}: quantization_config asks for quantized weights ({method}); "
-            f"supported: {', '.join(DTYPES)}"
-        )
+    check_quantization(config)
     return ModelSpec(
         architecture=architecture,
         hidden_size=config.integer("hidden_size"),
