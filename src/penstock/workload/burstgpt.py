@@ -203,7 +203,9 @@ class _Calls:
         wrapped_s = (times_s % duration_s)[order]
         lengths = service.lengths
         output_tokens = lengths.tokens(outputs[order], lengths.max_output_tokens)
-        output_tokens[rng.random(order.size) < _failure_chances(wrapped_s, service)] = 0
+        output_tokens[
+            rng.random(order.size) < failure_chances(wrapped_s, service.failed_frac, service.failed_power)
+        ] = 0
         return cls(
             times_s=wrapped_s,
             sessions=sessions[order],
@@ -236,11 +238,11 @@ class _Calls:
             )
 
 
-def _failure_chances(times_s: Floats, service: ServiceSpec, window_s: float = 60.0) -> Floats:
-    """Chance of each call to fail; in the mean failed_frac."""
+def failure_chances(times_s: Floats, failed_frac: float, failed_power: float, window_s: float = 60.0) -> Floats:
+    """Chance of each call to fail, by the load of the window before it; in the mean failed_frac."""
     recent = np.arange(times_s.size) - np.searchsorted(times_s, times_s - window_s) + 1
-    load = (recent / recent.mean()) ** service.failed_power
-    chances: Floats = np.minimum(1.0, service.failed_frac * load / load.mean())
+    load = (recent / recent.mean()) ** failed_power
+    chances: Floats = np.minimum(1.0, failed_frac * load / load.mean())
     return chances
 
 

@@ -19,6 +19,7 @@ from penstock.workload.trace import TraceError
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
+SPREAD_INPUTS = (200, 2000)  # prompt tokens at which spread_short and spread_long hold
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ class LengthModel:
         return moved
 
     def _spread(self, inputs: Floats) -> Floats:
-        return np.interp(np.log(inputs), np.log((200, 2000)), (self.spread_short, self.spread_long))
+        return np.interp(np.log(inputs), np.log(SPREAD_INPUTS), (self.spread_short, self.spread_long))
 
     @cached_property
     def _shape_means(self) -> tuple[Floats, Floats]:

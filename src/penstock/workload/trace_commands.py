@@ -218,18 +218,36 @@ def trace_fit(
     window_s: Annotated[
         float | None, typer.Option(help="Fit burstiness within windows of this length; else up to 20 minutes.")
     ] = None,
+    html: HtmlPath = None,
 ) -> None:
-    """Estimate generator parameters from a trace, and say how far the generator then is from it."""
+    """Estimate generator parameters from a trace, and say how far a trace that they make is from it."""
     import msgspec
     from rich.console import Console
 
     from penstock.workload.fit import fit
+    from penstock.workload.fit_check import check, made_like
+    from penstock.workload.html import Section, write_page
     from penstock.workload.presets import CHATGPT
-    from penstock.workload.trace_tables import fit_table
+    from penstock.workload.trace import TraceError
+    from penstock.workload.trace_plots import trace_figures
+    from penstock.workload.trace_tables import check_table, fit_table
 
+    console = Console()
     with one_line_errors():
-        fitted = fit(_open(trace, format_name), CHATGPT, window_s)
-        Console().print(fit_table(fitted))
+        given = _open(trace, format_name)
+        with counted(given) as rows:
+            fitted = fit(rows, CHATGPT, window_s)
+        made = made_like(fitted)
+        tables = [fit_table(fitted), check_table(check(given, made, fitted.window_s), made.header.name)]
+        for table in tables:
+            console.print(table)
         if out is not None:
-            out.write_bytes(msgspec.json.format(msgspec.json.encode(fitted.spec)) + b"\n")
-            Console().print(f"written: {out}", highlight=False)
+            try:
+                out.write_bytes(msgspec.json.format(msgspec.json.encode(fitted.spec)) + b"\n")
+            except OSError as error:
+                raise TraceError(f"cannot write {out}: {error.strerror}") from error
+            console.print(f"written: {out}", highlight=False)
+        if html is not None:
+            figures = trace_figures([survey_with_count(given), survey_with_count(made)])
+            write_page(html, f"{given.header.name} and its fit", [Section(tables=tables, figures=figures)])
+            console.print(f"written: {html}", highlight=False)

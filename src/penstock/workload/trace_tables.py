@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from rich.table import Table
 
+from penstock.workload.burstgpt import ServiceSpec
 from penstock.workload.fit import Fit
+from penstock.workload.fit_check import Statistic
 from penstock.workload.survey import Distribution, Survey
 
 PERCENTILES = (50, 80, 95, 99)
@@ -62,9 +66,8 @@ def fit_table(fitted: Fit) -> Table:
         table.add_row(
             "! gaps of 0", f"{fitted.together_frac:.0%}: a coarse clock; shapes say little, spread the rows first"
         )
-    for regime in fitted.spec.services[0].regimes:
-        text = f"rate x{regime.rate_mult:.2f}, shape {regime.alpha:.2f}, {regime.mean_dwell_s:.0f} s at a time"
-        table.add_row(f"regime {regime.name}", text)
+    for service in fitted.spec.services:
+        _add_service(table, service)
     for title, distance in (
         ("gaps to Gamma of that shape", fitted.ks_gaps_gamma),
         ("gaps to Poisson", fitted.ks_gaps_poisson),
@@ -74,4 +77,34 @@ def fit_table(fitted: Fit) -> Table:
         ("outputs to ChatGPT conversations", fitted.ks_outputs_chatgpt),
     ):
         table.add_row(f"KS distance, {title}", f"{distance:.3f}")
+    return table
+
+
+def _add_service(table: Table, service: ServiceSpec) -> None:
+    """What the generator will use for it."""
+    failures = f", {service.failed_frac:.2%} fail as load^{service.failed_power:g}" if service.failed_frac else ""
+    rhythm = ", rhythm of the day" if service.profile.daily else ""
+    table.add_row(f"service {service.name}", f"{service.rate_per_s:.4g} calls/s{rhythm}{failures}")
+    for regime in service.regimes:
+        text = f"rate x{regime.rate_mult:.2f}, shape {regime.alpha:.2f}"
+        dwell = f", {regime.mean_dwell_s:.0f} s at a time" if len(service.regimes) > 1 else ""
+        table.add_row(f"  regime {regime.name}", text + dwell)
+    law = service.sessions
+    if law is not None:
+        turns = f"turns median {law.turns_median:.2f}, sigma {law.turns_sigma:.2f}"
+        pauses = f"pauses median {law.pause_median_s:.3g} s, sigma {law.pause_sigma:.2f}"
+        table.add_row("  sessions", f"{turns}; {pauses}")
+        history = (
+            f"up to {law.history_cap_tokens} tokens of what was said" if law.history_cap_tokens else "not repeated"
+        )
+        table.add_row("  later prompts", f"history {history}, new text x{law.new_text_frac:.2f}")
+
+
+def check_table(statistics: Sequence[Statistic], made: str) -> Table:
+    """A trace beside the one that was made from its fit."""
+    table = Table("statistic", "given", "generated", "KS distance", title=f"The trace beside '{made}', seed 1")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for one in statistics:
+        table.add_row(one.name, one.given, one.made, "-" if one.ks is None else f"{one.ks:.3f}")
     return table
