@@ -9,8 +9,8 @@ import grimp
 import pytest
 
 SHELLS = {
-    "bench", "cli", "demo", "demonstrations", "engine_main", "flags", "hardware", "kernel_commands", "launch",
-    "listing", "llm", "options", "profile", "profile_commands", "serve", "simulate", "terminal",
+    "bench", "calibrate", "cli", "demo", "demonstrations", "engine_main", "flags", "hardware", "kernel_commands",
+    "launch", "listing", "llm", "options", "profile_commands", "profiling", "serve", "simulate", "terminal",
 }  # fmt: skip
 ALLOWED: dict[str, set[str]] = {
     "core": set(),
@@ -19,7 +19,7 @@ ALLOWED: dict[str, set[str]] = {
     "cache": {"core"},
     "text": {"core", "formats"},
     "workload": {"core"},
-    "engine": {"core", "policy", "cache", "text"},
+    "engine": {"core", "policy", "cache", "cost", "text"},
     "cost": {"core"},
     "sim": {"engine", "policy", "cache", "cost", "core", "workload"},
     "ops": set(),

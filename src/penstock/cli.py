@@ -26,6 +26,7 @@ from penstock.flags import (
     PrefixCaching,
     Quantize,
     SinkTokens,
+    StepLogPath,
     Threads,
     TracePath,
     WindowTokens,
@@ -140,11 +141,15 @@ def serve(
     look_ahead: Annotated[int, typer.Option(help="Steps planned while one runs.")] = 1,
     compile_ahead: CompileAhead = False,
     trace: TracePath = None,
+    step_log: StepLogPath = None,
     load_format: LoadFormat = "auto",
     quantize: Quantize = "none",
     native_kernels: NativeKernels = False,
     kernel_table: KernelTable = "auto",
     threads: Threads = None,
+    profile: Annotated[
+        str | None, typer.Option(help="What steps take, from `penstock profile`. [default: one that ships]")
+    ] = None,
     policy: Policy = "default",
     order: SlotName = None,
     admit: SlotName = None,
@@ -195,7 +200,9 @@ def serve(
         "look_ahead": look_ahead,
         "compile_ahead": compile_ahead,
         "trace": trace,
+        "step_log": step_log,
         "threads": threads,
+        "profile": profile,
         "policy": policy,
     }
     options = _engine_options(config, slots, set_, flags, lambda name: _is_given(context, name))

@@ -32,6 +32,10 @@ TracePath = Annotated[
     str | None,
     typer.Option("--trace", help="Write a timeline of host and device here, for Perfetto, when the engine closes."),
 ]
+StepLogPath = Annotated[
+    str | None,
+    typer.Option("--step-log", help="Write a line per step here, for `penstock simulate --replay-log`."),
+]
 Threads = Annotated[int | None, typer.Option(help="CPU threads of the engine. [default: all cores]")]
 Policy = Annotated[str, typer.Option("--policy", help="A preset of policies; see `penstock policies`.")]
 LoadFormat = Annotated[str, typer.Option(help="auto, or dummy: random weights from config.json.")]

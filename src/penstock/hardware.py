@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+import re
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -9,9 +11,11 @@ from pathlib import Path
 from penstock.bench.shapes import SHAPES, folder_of
 from penstock.core.errors import ConfigError
 from penstock.core.executor import ModelFacts
-from penstock.cost.devices import device_of
+from penstock.cost.devices import DEVICES, device_of
 from penstock.cost.model import CostModel, Roofline, Work
+from penstock.cost.profile import Fitted, read_profile
 from penstock.cost.shape import ModelShape
+from penstock.cost.shipped import shipped_profile
 from penstock.models.facts import key_costs, model_facts
 from penstock.models.families.family import WeightNames
 from penstock.models.parameters import parameters_of
@@ -96,11 +100,12 @@ def hardware_of(
     max_model_tokens: int | None = None,
     sink_tokens: int = 0,
     window_tokens: int | None = None,
-    cost: CostModel | None = None,
+    profile: Path | None = None,
 ) -> Hardware:
-    """A model on a device, with its memory divided as the engine divides it; cost None: by analytical estimate.
+    """A model on a device, with its memory divided as the engine divides it. profile: what steps take; None: the one
+    that ships, else an analytical estimate.
 
-    Raises ConfigError if the model does not fit the device, UnknownName.
+    Raises ConfigError if the model does not fit the device, or for a wrong profile; UnknownName.
     """
     if window_tokens is not None:
         model = replace(model, spec=with_sinks(model.spec, sink_tokens, window_tokens))
@@ -117,16 +122,52 @@ def hardware_of(
     plan = plan_memory(
         facts,
         free_bytes=free_bytes,
-        default_kv_bytes=default_kv_bytes(free_bytes, is_cpu=False, useful_bytes=useful_bytes),
+        default_kv_bytes=default_kv_bytes(free_bytes, is_cpu=device.name == "cpu", useful_bytes=useful_bytes),
         kv_bytes=kv_bytes,
         max_rows=max_rows,
     )
     plan = with_host_tier(plan, host_kv_bytes, ENDLESS_BYTES)
+    cost = measured_cost(model.name, device.name, profile)
     return Hardware(
         facts=facts,
         device=device,
-        cost=Roofline(work=Work.of(shape, device)) if cost is None else cost,
+        cost=cost or Roofline(work=Work.of(shape, device), band_frac=device.band_frac),
+        known_cost=cost,
         max_rows=max_rows,
         n_blocks=plan.n_blocks,
         n_host_blocks=plan.n_host_blocks,
     )
+
+
+def measured_cost(model: str, device: str, profile: Path | None) -> CostModel | None:
+    """Of a profile that was given, or of the one that ships; None if nobody measured this model on this device.
+
+    Raises ConfigError if the profile cannot be read, or is of another model.
+    """
+    found = shipped_profile(model, device) if profile is None else read_profile(profile)
+    if found is None:
+        return None
+    if found.model != model:
+        raise ConfigError(f"{profile} was measured on {found.model}, not on {model}; give --model {found.model}")
+    link = DEVICES[found.device] if found.device in DEVICES else DEVICES["cpu"]
+    return Fitted(found, link.host_bytes_per_s)
+
+
+def device_names(device: str) -> tuple[str, str]:
+    """(the name that `--device` of the simulator has for what computes here, what it calls itself)."""
+    import torch
+
+    if device.startswith("cuda") or (device == "auto" and torch.cuda.is_available()):
+        hardware = torch.cuda.get_device_name()
+        plain = re.sub(r"[^a-z0-9]", "", hardware.lower())
+        return next((name for name in DEVICES if name in plain), plain), hardware
+    return "cpu", f"{_processor()}, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from penstock.flags import Device, Dtype, LoadFormat, NativeKernels, Threads
-from penstock.profile import loadable
+from penstock.profiling.commands import loadable
 from penstock.workload.commands import one_line_errors
 
 if TYPE_CHECKING:

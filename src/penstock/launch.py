@@ -17,18 +17,23 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import msgspec
 
 from penstock.core.errors import ConfigError, EngineDied, PenstockError, UserError
+from penstock.core.executor import Executor
+from penstock.cost.model import CostModel
 from penstock.engine.client import EngineClient
 from penstock.engine.limits import QueueLimits
 from penstock.engine.link import QueueLink
 from penstock.engine.loop import Engine, build_engine
 from penstock.engine.messages import Died, Hello, Phase, Shutdown
 from penstock.engine.serving import serve_engine
+from penstock.engine.step_log import Header, StepLog
 from penstock.engine.tracing import Tracer, build_traced_engine
 from penstock.options import EngineOptions
+from penstock.policy.presets import Policies
 from penstock.runtime.memory_plan import MemoryPlan, parse_bytes
 from penstock.text.tokenizer import Tokenizer
 
@@ -66,8 +71,34 @@ def _tracer(path: Path) -> Tracer:
     return Tracer(path)
 
 
-def _builder(tracer: Tracer | None) -> Callable[..., Engine]:
-    return build_engine if tracer is None else partial(build_traced_engine, tracer)
+def _builder(options: EngineOptions, tracer: Tracer | None) -> Callable[..., Engine]:
+    """`build_engine`, or what does the same with a timeline, a step log, or both."""
+    build: Callable[..., Engine] = build_engine if tracer is None else partial(build_traced_engine, tracer)
+    if options.step_log is None:
+        return build
+    path = Path(options.step_log)
+
+    def build_logged(
+        executor: Executor, n_blocks: tuple[int, ...], policies: Policies, *, cost: CostModel | None, **more: Any
+    ) -> Engine:
+        header = Header(
+            facts=executor.facts,
+            n_blocks=n_blocks,
+            n_host_blocks=more["n_host_blocks"],
+            max_rows=executor.max_rows,
+            look_ahead=options.look_ahead,
+            prefix_caching=options.prefix_caching,
+            policy=options.policy,
+            slots=options.slots,
+            policy_options=options.policy_options,
+            max_queued_requests=options.max_queued_requests,
+            max_queued_tokens=options.max_queued_tokens,
+            device=options.device,
+            cost="" if cost is None else cost.describe(),
+        )
+        return build(executor, n_blocks, policies, cost=cost, step_log=StepLog(path, header), **more)
+
+    return build_logged
 
 
 def _simulated(options: EngineOptions, on_phase: OnPhase, tracer: Tracer | None) -> Engine:
@@ -87,6 +118,7 @@ def _simulated(options: EngineOptions, on_phase: OnPhase, tracer: Tracer | None)
         max_model_tokens=options.max_model_tokens,
         sink_tokens=options.sink_tokens,
         window_tokens=options.window_tokens,
+        profile=options.profile_path,
     )
     on_phase(f"simulated: {hardware.facts.name} on {hardware.device.name}, nothing is computed", None)
     return simulated_engine(
@@ -99,7 +131,7 @@ def _simulated(options: EngineOptions, on_phase: OnPhase, tracer: Tracer | None)
         share_prefixes=options.prefix_caching,
         has_own_host_time=True,
         some_token=Tokenizer.from_path(options.model_path).encode(STUB_TEXT, add_special_tokens=False)[-1],
-        build=_builder(tracer),
+        build=_builder(options, tracer),
     )
 
 
@@ -109,6 +141,7 @@ def answer_tokens(seed: int) -> int:
 
 
 def _real(options: EngineOptions, on_phase: OnPhase, tracer: Tracer | None) -> Engine:
+    from penstock.hardware import device_names, measured_cost
     from penstock.runtime.build import build_executor
 
     def tell_memory(plan: MemoryPlan) -> None:
@@ -116,6 +149,10 @@ def _real(options: EngineOptions, on_phase: OnPhase, tracer: Tracer | None) -> E
             on_phase(line, None)
 
     policies = options.build_policies()
+    name = options.model_path.resolve().name
+    cost = None
+    if options.profile_path is not None:  # a wrong one is told before weights are loaded
+        cost = measured_cost(name, options.device, options.profile_path)
     executor = build_executor(
         options.model_path,
         dtype=options.dtype,
@@ -138,7 +175,8 @@ def _real(options: EngineOptions, on_phase: OnPhase, tracer: Tracer | None) -> E
     )
     if tracer is not None:
         executor.tell_spans(tracer.note_span)
-    return _builder(tracer)(
+    cost = cost or measured_cost(name, device_names(options.device)[0], None)
+    return _builder(options, tracer)(
         executor,
         executor.n_blocks,
         policies,
@@ -146,6 +184,7 @@ def _real(options: EngineOptions, on_phase: OnPhase, tracer: Tracer | None) -> E
         limits=_limits(options),
         look_ahead=options.look_ahead,
         share_prefixes=options.prefix_caching,
+        cost=cost,
     )
 
 

@@ -34,8 +34,10 @@ class EngineOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, fr
     max_model_tokens: a shorter context than the model's. window_tokens: StreamingLLM, keep the first sink_tokens and
     the last window_tokens of every sequence, and let it go on without an end (max_model_tokens, by default 2**20);
     none: keep all. compile_ahead: on a GPU, compile the Triton kernels that the model can meet while it starts, in
-    processes beside it. trace: a file for a timeline of host and device, written when the engine closes. policy, slots,
-    policy_options: see `penstock policies`.
+    processes beside it. trace: a file for a timeline of host and device, written when the engine closes. step_log: a
+    file that gets a line per step, see `engine/step_log.py`. profile: a file of `penstock profile`, what policies know
+    of the cost of steps; none: the one that ships for model and device, if any. policy, slots, policy_options: see
+    `penstock policies`.
     """
 
     model: str = DEFAULT_MODEL
@@ -57,9 +59,11 @@ class EngineOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, fr
     max_queued_tokens: int = 4_194_304
     prefix_caching: bool = True
     look_ahead: int = 1
+    step_log: str | None = None
     trace: str | None = None
     compile_ahead: bool = False
     threads: int | None = None
+    profile: str | None = None
     policy: str = "default"
     slots: dict[str, str] = {}
     policy_options: dict[str, dict[str, Any]] = {}
@@ -74,6 +78,10 @@ class EngineOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, fr
             raise UnknownName("executor", self.executor, EXECUTORS)
         if not 0 <= self.look_ahead <= 4:
             raise ConfigError(f"look_ahead is {self.look_ahead}: give 0 to 4 steps")
+
+    @property
+    def profile_path(self) -> Path | None:
+        return None if self.profile is None else Path(self.profile).expanduser()
 
     def build_policies(self) -> Policies:
         return build_policies(self.policy, self.slots, self.policy_options)

@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from penstock.kernel_commands import kernels_command
-from penstock.profile import profile_command
+from penstock.profiling.commands import profile_command
 
 DEFAULT_COMMAND = "steps"
 

@@ -28,7 +28,6 @@ from penstock.workload.kinds import Pacing
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from penstock.cost.model import CostModel
     from penstock.sim.run import Setup
     from penstock.workload.records import Run
     from penstock.workload.trace import Trace
@@ -41,10 +40,11 @@ def simulate_command(
     model: Annotated[str, typer.Option(help="A Hugging Face directory, or a shape by name.")] = "llama-8b",
     device: Annotated[
         list[str] | None,
-        typer.Option(help="a100, h100, h200, b200, l4 or rtx4090; with --search, repeat it. [default: h200]"),
+        typer.Option(help="a100, h100, h200, b200, l4, rtx4090 or cpu; with --search, repeat it. [default: h200]"),
     ] = None,
     profile: Annotated[
-        Path | None, typer.Option(help="A cost model that `penstock profile` measured, instead of data sheets.")
+        Path | None,
+        typer.Option(help="A cost model that `penstock profile` wrote. [default: one that ships, or data sheets]"),
     ] = None,
     instances: Annotated[int, typer.Option(min=1, help="Engines behind the dispatcher.")] = 1,
     dispatch: Annotated[str, typer.Option(help="least-loaded or round-robin.")] = "least-loaded",
@@ -64,6 +64,9 @@ def simulate_command(
         float, typer.Option(min=0.01, max=1.0, help="--search: share of requests that must keep their limits.")
     ] = 0.9,
     most_instances: Annotated[int, typer.Option(min=1, help="--search: the largest fleet to try.")] = 64,
+    replay_log: Annotated[
+        Path | None, typer.Option(help="Compare a step log of `penstock serve --step-log` with the cost model.")
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write records and summary to this file.")] = None,
     html: HtmlPath = None,
     limit: Annotated[int | None, typer.Option(help="Only so many requests.")] = None,
@@ -93,6 +96,11 @@ def simulate_command(
 
     console = Console()
     with one_line_errors():
+        if replay_log is not None:
+            from penstock.calibrate import run_calibration
+
+            run_calibration(replay_log, profile, console)
+            raise typer.Exit(0)
         limits = parse_objective(objective)
         rows = load_trace(trace, seed, rate_per_s=rate_per_s, duration_s=duration_s, scale=scale)
         rows = scale_rate(rows, speed, scales_pauses=True) if speed != 1 else rows
@@ -104,7 +112,6 @@ def simulate_command(
             raise ConfigError("--search needs limits to hold: give --slo, as --slo ttft=1,tpot=0.05")
         kv_bytes = None if kv_memory is None else parse_bytes(kv_memory)
         what = described(model)
-        measured = None if profile is None else measured_cost(profile, what.name)
         setups = []
         for preset in policy or ["default"]:
             build_policies(preset)  # a wrong name is told before anything runs
@@ -116,7 +123,7 @@ def simulate_command(
                         max_rows=max_running,
                         kv_bytes=kv_bytes,
                         host_kv_bytes=parse_bytes(host_kv_memory),
-                        cost=measured,
+                        profile=profile,
                     ),
                     policies=partial(build_policies, preset),
                     label=preset,
@@ -242,17 +249,6 @@ def _tell_tried(console: Console, setup: Setup, tried: list[tuple[float, float]]
 def _rate_per_s(rows: Trace) -> float:
     arrivals_s = [row.arrival_s for row in rows]
     return (len(arrivals_s) - 1) / (arrivals_s[-1] - arrivals_s[0]) if arrivals_s[-1] > arrivals_s[0] else 0.0
-
-
-def measured_cost(path: Path, model: str) -> CostModel:
-    """Raises ConfigError if the profile is of another model."""
-    from penstock.core.errors import ConfigError
-    from penstock.cost.profile import Fitted, read_profile
-
-    profile = read_profile(path)
-    if profile.model != model:
-        raise ConfigError(f"{path} was measured on {profile.model}, not on {model}; give --model {profile.model}")
-    return Fitted(profile)
 
 
 def simulate_with_bar(setup: Setup, trace: Trace, console: Console) -> Run:

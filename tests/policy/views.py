@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 from hypothesis import strategies as st
 
-from penstock.core.plan import DecodeGroup
+from penstock.core.plan import DecodeGroup, Plan
 from penstock.core.request import Objective, Request, SamplingParams
 from penstock.core.sequence import SeqState, Sequence, SequenceView, StepCounter
-from penstock.core.view import PoolView, View
+from penstock.core.view import Estimate, PoolView, View
 from penstock.policy.predict.max_tokens import MaxTokens
 
 N_LAYERS = 4
@@ -29,6 +29,9 @@ class Costs:
 
     def move_s(self, n_bytes: int) -> float:
         return n_bytes * self.byte_s
+
+    def step(self, plan: Plan) -> Estimate | None:
+        return None
 
 
 @dataclass(frozen=True)

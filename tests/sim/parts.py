@@ -6,8 +6,10 @@ import random
 from dataclasses import dataclass
 
 from penstock.core.executor import ModelFacts, StateKind, StateSpec
+from penstock.core.plan import Toward
+from penstock.core.view import Estimate
 from penstock.cost.devices import Device
-from penstock.cost.load import Estimate, Floats, StepLoad
+from penstock.cost.load import Floats, StepLoad
 from penstock.cost.model import CostModel
 from penstock.sim.executor import STOP_TOKEN
 from penstock.sim.instance import Hardware
@@ -49,6 +51,11 @@ class Linear:
 
     def host_s(self, load: StepLoad) -> float:
         return self.host
+
+    front_s: float = 0.0
+
+    def move_s(self, n_bytes: int, toward: Toward) -> float:
+        return n_bytes / 1e9
 
     def describe(self) -> str:
         return "made up"

@@ -52,6 +52,18 @@ class MemoryView(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Seconds that a step takes; the truth is expected within `band_frac` of it.
+
+    is_extrapolated: the step is larger than anything that was measured.
+    """
+
+    seconds: float
+    band_frac: float
+    is_extrapolated: bool = False
+
+
 class CostView(Protocol):
     """What things cost on this instance, as far as is known by now. Answers grow with what is asked about."""
 
@@ -61,6 +73,10 @@ class CostView(Protocol):
 
     def move_s(self, n_bytes: int) -> float:
         """Seconds to copy so much between device and host memory, one way."""
+        ...
+
+    def step(self, plan: Plan) -> Estimate | None:
+        """What a plan would take if it came next; None: no cost model is known for this instance."""
         ...
 
 

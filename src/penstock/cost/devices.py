@@ -14,7 +14,8 @@ GB, GIB, TERA = 1e9, 2**30, 1e12
 class Device:
     """Peak rates: dense 16-bit matrix products, memory, and the link to host memory one way.
 
-    price_per_hour: US dollars, of a common on-demand offer at the end of 2025; it only ranks fleets.
+    price_per_hour: US dollars, of a common on-demand offer at the end of 2025; it only ranks fleets. band_frac: how far
+    estimates from these figures may be off.
     """
 
     name: str
@@ -23,6 +24,7 @@ class Device:
     host_bytes_per_s: float
     memory_bytes: int
     price_per_hour: float
+    band_frac: float = 0.3
 
 
 DEVICES: Mapping[str, Device] = {
@@ -34,6 +36,7 @@ DEVICES: Mapping[str, Device] = {
         Device("b200", 2250 * TERA, 8000 * GB, 64 * GB, 180 * GIB, 6.0),
         Device("l4", 121 * TERA, 300 * GB, 32 * GB, 24 * GIB, 0.7),
         Device("rtx4090", 165 * TERA, 1008 * GB, 32 * GB, 24 * GIB, 0.5),
+        Device("cpu", 0.4 * TERA, 25 * GB, 10 * GB, 16 * GIB, 0.1, band_frac=1.0),  # two cores of a server, of any kind
     )
 }
 

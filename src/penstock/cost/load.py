@@ -36,14 +36,6 @@ class StepLoad:
         return self.decode_rows + self.chunk_tokens
 
 
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """Seconds that a step takes; the truth is expected within `band_frac` of it."""
-
-    seconds: float
-    band_frac: float
-
-
 def keys_seen(start: int, stop: int, most: int | None) -> int:
     """Keys that the tokens at positions [start, stop) see together: each itself and all before it, `most` at most."""
 

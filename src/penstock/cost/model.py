@@ -9,8 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from penstock.core.plan import Toward
+from penstock.core.view import Estimate
 from penstock.cost.devices import Device
-from penstock.cost.load import Estimate, Floats, StepLoad
+from penstock.cost.load import Floats, StepLoad
 from penstock.cost.shape import ModelShape
 
 
@@ -27,6 +29,15 @@ class CostModel(Protocol):
 
     def host_s(self, load: StepLoad) -> float:
         """Time that the host works on a step before the device can start it."""
+        ...
+
+    @property
+    def front_s(self) -> float:
+        """What a request takes outside of the engine: from the client to it, and the first token back."""
+        ...
+
+    def move_s(self, n_bytes: int, toward: Toward) -> float:
+        """To copy so much between the device and host memory."""
         ...
 
     def describe(self) -> str:
@@ -55,10 +66,16 @@ class Work:
     shape: ModelShape
     flop_per_s: float
     bytes_per_s: float
+    host_bytes_per_s: float
 
     @classmethod
     def of(cls, shape: ModelShape, device: Device) -> Work:
-        return cls(shape=shape, flop_per_s=device.flop_per_s, bytes_per_s=device.bytes_per_s)
+        return cls(
+            shape=shape,
+            flop_per_s=device.flop_per_s,
+            bytes_per_s=device.bytes_per_s,
+            host_bytes_per_s=device.host_bytes_per_s,
+        )
 
     def parts(self, load: StepLoad) -> Parts:
         shape = self.shape
@@ -90,6 +107,7 @@ class Roofline:
     attention_frac: float = 0.6
     step_s: float = 250e-6
     host_step_s: float = 150e-6
+    front_s: float = 0.0
     band_frac: float = 0.3
     _lines: dict[int, tuple[float, float]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
@@ -116,6 +134,9 @@ class Roofline:
 
     def host_s(self, load: StepLoad) -> float:
         return self.host_step_s
+
+    def move_s(self, n_bytes: int, toward: Toward) -> float:
+        return n_bytes / self.work.host_bytes_per_s
 
     def describe(self) -> str:
         return f"step times are estimates from data sheets, good to about {self.band_frac:.0%}"

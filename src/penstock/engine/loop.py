@@ -20,11 +20,13 @@ from penstock.core.executor import Executor, Foreseeing, Foresight, Ticket
 from penstock.core.plan import Leap, Plan
 from penstock.core.request import Request
 from penstock.core.sequence import FinishReason
+from penstock.cost.model import CostModel
 from penstock.engine.costs import OnlineCosts
 from penstock.engine.draft import Planned
 from penstock.engine.limits import QueueLimits
 from penstock.engine.messages import Update
 from penstock.engine.scheduler import Scheduler
+from penstock.engine.step_log import StepLog
 from penstock.policy.presets import Policies
 
 
@@ -44,6 +46,7 @@ class Engine:
         self._prefill_tokens = 0
         self._decode_tokens = 0
         self._device_s = 0.0
+        self.log: StepLog | None = None
 
     @property
     def has_work(self) -> bool:
@@ -60,22 +63,36 @@ class Engine:
         if age_s is not None:
             request = replace(request, arrival_s=now_s - age_s)
         self.scheduler.add(request, now_s)
+        if self.log is not None:
+            self.log.note_arrival(request, now_s)
 
     def abort(self, request_id: str, reason: FinishReason = FinishReason.ABORT) -> None:
-        self.scheduler.abort(request_id, self._clock.now_s(), reason)
+        now_s = self._clock.now_s()
+        if self.log is not None:
+            self.log.note_cut(request_id, now_s)
+        self.scheduler.abort(request_id, now_s, reason)
 
     def finish(self, request_id: str, index: int, output_tokens: int) -> None:
-        self.scheduler.finish(request_id, index, output_tokens, self._clock.now_s())
+        now_s = self._clock.now_s()
+        if self.log is not None:
+            self.log.note_cut(request_id, now_s, index, output_tokens)
+        self.scheduler.finish(request_id, index, output_tokens, now_s)
 
     def step(self) -> list[Update]:
         """Hand out the next plan, wait for the oldest result if enough are out, and return what there is to tell."""
-        planned = self.scheduler.plan(self._clock.now_s())
+        now_s = self._clock.now_s()
+        planned = self.scheduler.plan(now_s)
         if planned is not None:
+            foreseen = self.scheduler.costs.note_plan(planned.plan)
             self._out.append((planned, self._executor.submit(planned.plan)))
             self._count(planned)
+            if self.log is not None and foreseen is not None:
+                self.log.note_plan(planned.plan, foreseen, now_s, self._clock.now_s() - now_s)
         self._is_stalled = planned is None and not self._out
         if len(self._out) > self._look_ahead or (planned is None and self._out):
             self._collect()
+        if self.log is not None:
+            self.log.turn += 1
         return self.take_updates()
 
     def steps_one_by_one(self) -> None:
@@ -103,7 +120,7 @@ class Engine:
         self._device_s += float(ahead.device_s[:steps].sum())
 
     def _foresee(self) -> Foresight | None:
-        if self._foreseeing is None or len(self._out) != self._look_ahead or not self._out:
+        if self.log is not None or self._foreseeing is None or len(self._out) != self._look_ahead or not self._out:
             return None
         steps = self.scheduler.leaps.steps(planned for planned, _ in self._out)
         if steps < 1:
@@ -122,6 +139,8 @@ class Engine:
     def take_updates(self) -> list[Update]:
         """What happened since the last call."""
         updates, self.scheduler.updates = self.scheduler.updates, []
+        if self.log is not None:
+            self.log.note_updates(updates)
         return updates
 
     def counters(self) -> Mapping[str, float]:
@@ -139,12 +158,17 @@ class Engine:
         self.scheduler.ledger.end_all(reason, self._clock.now_s())
         self._out.clear()
         self._executor.close()
+        if self.log is not None:
+            self.log.close()
 
     def _collect(self) -> None:
         planned, ticket = self._out.popleft()
         result = self._executor.collect(ticket)
         self._device_s += result.device_s
-        self.scheduler.collect(planned, result, self._clock.now_s())
+        now_s = self._clock.now_s()
+        self.scheduler.collect(planned, result, now_s)
+        if self.log is not None:
+            self.log.note_result(result, self._clock.now_s() - now_s)
 
     def _count(self, planned: Planned) -> None:
         self._steps += 1
@@ -162,14 +186,20 @@ def build_engine(
     clock: Clock | None = None,
     look_ahead: int = 1,
     share_prefixes: bool = True,
+    cost: CostModel | None = None,
+    step_log: StepLog | None = None,
     new_engine: Callable[[Scheduler, Executor, Clock, int], Engine] = Engine,
 ) -> Engine:
     """Join the parts of one instance around an executor whose pools hold `n_blocks` blocks per state group, and whose
-    host tier holds `n_host_blocks` (none: there is no such tier).
+    host tier holds `n_host_blocks` (none: there is no such tier). cost: what steps take, for the policies, corrected by
+    those that run; None: that alone. step_log: where every step is written down.
     """
-    facts, costs = executor.facts, OnlineCosts(executor.facts)
+    facts = executor.facts
+    costs = OnlineCosts(facts, cost, follows_plans=step_log is not None)
     groups = build_groups(facts.states, n_blocks, policies.new_retain)
     host = HostTier(groups, n_host_blocks, policies.new_retain, costs) if any(n_host_blocks) else None
     memory = Memory(groups, facts.states[0].block_tokens, share_prefixes=share_prefixes, host=host)
     scheduler = Scheduler(facts, memory, policies, executor.max_rows, limits, costs)
-    return new_engine(scheduler, executor, clock or MonotonicClock(), look_ahead)
+    engine = new_engine(scheduler, executor, clock or MonotonicClock(), look_ahead)
+    engine.log = step_log
+    return engine

@@ -78,6 +78,11 @@ class TorchExecutor:
     def max_rows(self) -> int:
         return self._max_rows
 
+    @property
+    def graph_buckets(self) -> tuple[int, ...]:
+        """Rows of the graphs that decode steps run as; none: steps run kernel by kernel."""
+        return self._step.graph_buckets
+
     def allocate(self, n_blocks: tuple[int, ...], n_host_blocks: tuple[int, ...] = ()) -> None:
         """Make the pools, once. Raises ValueError if there is not one positive number per state group; ConfigError if
         host memory cannot be pinned.

@@ -105,7 +105,7 @@ class DecodeGraphs:
         self._rows = rows
         self._scratch_row = scratch_row
         self._longest_tokens = longest_tokens
-        self._sizes = [size for size in BUCKETS if size < scratch_row] + [scratch_row]
+        self.sizes = (*(size for size in BUCKETS if size < scratch_row), scratch_row)
         self._buckets: dict[int, _Bucket] = {}
         self._graphs: dict[tuple[int, Drawing], _Captured] = {}
         self.is_capturing = True
@@ -117,7 +117,7 @@ class DecodeGraphs:
 
     def run(self, group: DecodeGroup, drawing: Drawing) -> Tensor:
         """One step of the group: its new tokens, int64, or its logits if it draws outside; good until the next step."""
-        size = next(size for size in self._sizes if size >= group.tokens)
+        size = next(size for size in self.sizes if size >= group.tokens)
         bucket = self._bucket(size)
         key = size, drawing
         if self.is_capturing and key in self._seen and key not in self._graphs:

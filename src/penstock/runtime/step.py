@@ -91,6 +91,10 @@ class Stepper:
         model = graphs.Model(embed=self._model.embed, walk=self._walk_whole, logits=self._model.logits)
         return DecodeGraphs(model, self._rows, self._max_rows, self._facts.max_model_tokens)
 
+    @property
+    def graph_buckets(self) -> tuple[int, ...]:
+        return () if self._graphs is None else self._graphs.sizes
+
     def close(self) -> None:
         """Give the pools of both tiers back."""
         self._pools, self._graphs = (), None

@@ -66,7 +66,7 @@ class _Ahead:
 class SimExecutor:
     """Predicts instead of computing. length_of: the answer's length by the seed of its request; the policies never see
     it, for they see plans and tokens only. has_own_host_time: the host's work takes real time here, and none is added.
-    host_bytes_per_s: of the link between the tiers, one way. some_token: what answers consist of.
+    some_token: what answers consist of.
     """
 
     def __init__(
@@ -77,7 +77,6 @@ class SimExecutor:
         length_of: LengthOf,
         *,
         max_rows: int,
-        host_bytes_per_s: float,
         has_own_host_time: bool = False,
         some_token: int = SOME_TOKEN,
     ) -> None:
@@ -95,7 +94,6 @@ class SimExecutor:
         self._ordinary = np.zeros(0, np.int32)
         self._busy_until_s = 0.0
         self._ahead: _Ahead | None = None
-        self._host_bytes_per_s = host_bytes_per_s
         self._lane_busy_until_s = 0.0  # the link to host memory
         self._submitted: deque[tuple[float, int, StepResult]] = deque()
 
@@ -129,7 +127,7 @@ class SimExecutor:
         of their plan, which waits for them."""
         if not plan.moves:
             return ()
-        seconds = sum(self._facts.states[move.group].block_bytes for move in plan.moves) / self._host_bytes_per_s
+        seconds = sum(self._cost.move_s(self._facts.states[move.group].block_bytes, move.toward) for move in plan.moves)
         self._lane_busy_until_s = max(self._lane_busy_until_s, self._clock.now_s()) + seconds
         return ((plan.id, seconds),)
 

@@ -19,7 +19,8 @@ STALL_S = 0.01  # a policy that waits is asked again after this
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hardware:
     """What an instance runs on. facts: of the model, with the simulator's stop token. n_blocks, n_host_blocks: of each
-    state group's pool, and of the host tier (none: there is no such tier).
+    state group's pool, and of the host tier (none: there is no such tier). known_cost: what the policies are
+    told of it.
     """
 
     facts: ModelFacts
@@ -28,6 +29,7 @@ class Hardware:
     n_blocks: tuple[int, ...]
     n_host_blocks: tuple[int, ...] = ()
     max_rows: int = 256
+    known_cost: CostModel | None = None
 
 
 def simulated_engine(
@@ -50,7 +52,6 @@ def simulated_engine(
         clock,
         length_of,
         max_rows=hardware.max_rows,
-        host_bytes_per_s=hardware.device.host_bytes_per_s,
         has_own_host_time=has_own_host_time,
         some_token=some_token,
     )
@@ -63,6 +64,7 @@ def simulated_engine(
         clock=clock,
         look_ahead=look_ahead,
         share_prefixes=share_prefixes,
+        cost=hardware.known_cost,
     )
 
 

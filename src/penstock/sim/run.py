@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from penstock.core.errors import UnknownName
 from penstock.engine.limits import QueueLimits
@@ -12,7 +12,7 @@ from penstock.sim.fleet import DISPATCHERS, Answers, Fleet
 from penstock.sim.instance import Hardware, Instance, simulated_engine
 from penstock.workload.kinds import Pacing
 from penstock.workload.prompts import DEFAULT_BLOCK_TOKENS, PromptStream
-from penstock.workload.records import Run, RunHeader
+from penstock.workload.records import RequestRecord, Run, RunHeader
 from penstock.workload.trace import Trace
 
 
@@ -75,4 +75,13 @@ def run_of(setup: Setup, trace: Trace, fleet: Fleet, *, is_whole: bool = True) -
         trace_steps=trace.header.steps,
         is_whole=is_whole,
     )
-    return Run(header=header, records=tuple(sorted(fleet.records, key=lambda record: record.index)))
+    front_s = setup.hardware.cost.front_s
+    records = sorted(fleet.records, key=lambda record: record.index)
+    return Run(header=header, records=tuple(_seen_by_client(record, front_s) for record in records))
+
+
+def _seen_by_client(record: RequestRecord, front_s: float) -> RequestRecord:
+    """Later by what a request takes outside of the engine."""
+    if not front_s or record.end_s is None:
+        return record
+    return replace(record, token_s=tuple(at_s + front_s for at_s in record.token_s), end_s=record.end_s + front_s)

@@ -1,0 +1,1 @@
+"""`penstock profile`: what steps take on this machine, measured and fitted."""
