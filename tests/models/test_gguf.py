@@ -21,6 +21,7 @@ from penstock.models.weights import load_model
 from tests.models.checkpoints import LINEAR_ROPE, make_model, save
 from tests.models.gguf_files import dequantized, finish, permute, write_gguf
 from tests.models.paged_run import PagedRun
+from tests.models.ranks import on_ranks
 
 IDS = [5, 3, 90, 17, 44, 2, 8, 61, 33, 20]
 EXTRA = {"llama-linear": {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": LINEAR_ROPE["factor"]}}
@@ -37,6 +38,24 @@ YARN = {
 def logits_of(path, **options):
     decoder = load_model(path, **options)
     return PagedRun(decoder, [IDS], 4).step({0: len(IDS)})[0]
+
+
+@pytest.mark.parametrize("name", ["llama-mha", "qwen2", "mixtral"])
+@pytest.mark.parametrize("type_name", ["F32", "Q8_0"])
+def test_two_ranks_read_their_shares_of_a_file(name, type_name, tmp_path):
+    path = write_gguf(wide(make_model(name)), tmp_path / "model.gguf", type_name)
+
+    def work(peers):
+        decoder = load_model(path, dtype="float32", peers=peers)
+        return PagedRun(decoder, [IDS], 4).step({0: len(IDS)})[0]
+
+    torch.testing.assert_close(on_ranks(2, work)[0], logits_of(path, dtype="float32"), atol=1e-4, rtol=0)
+
+
+def wide(model):
+    """The same with rows of whole blocks, as quantizing wants them; anew, from its own initialization."""
+    features = {"hidden_size": 64, "intermediate_size": 96}
+    return type(model)(type(model.config)(**model.config.to_dict() | features)).eval()
 
 
 def same(found, expected):
@@ -101,9 +120,7 @@ def test_a_file_gives_the_logits_of_the_checkpoint_it_was_made_from(name, type_n
 @pytest.mark.parametrize("type_name", ["Q8_0", "Q4_0", "Q5_0"])
 @pytest.mark.parametrize("name", ["llama-mha", "qwen3"])
 def test_a_quantized_file_gives_the_logits_of_its_dequantized_weights(name, type_name, tmp_path):
-    model = make_model(name)
-    wide = {"hidden_size": 64, "intermediate_size": 96}
-    model = type(model)(type(model.config)(**model.config.to_dict() | wide)).eval()
+    model = wide(make_model(name))
     path = write_gguf(model, tmp_path / "model.gguf", type_name)
     folder = save(dequantized(model, type_name), tmp_path / "model")
     same(logits_of(path, dtype="float32"), logits_of(folder, dtype="float32"))

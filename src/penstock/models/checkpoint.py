@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from penstock.core.errors import CorruptModel, ModelNotFound, UnsupportedModel
 from penstock.models.config_file import ConfigFile
-from penstock.models.parameters import Parameter, Part
+from penstock.models.parameters import Index, Parameter, Part
 from penstock.models.safetensors_file import SafetensorsFile
 from penstock.models.stored_fp8 import IGNORED, check_scales, restore, scale_names
 from penstock.ops.rounding import FP8
@@ -34,8 +35,8 @@ class TensorFile(Protocol):
     def view(self, name: str, dtype: torch.dtype) -> Tensor | None:
         """The tensor in the memory-mapped file; None if it does not lie there as it is needed."""
 
-    def copy(self, name: str, into: Tensor) -> None:
-        """Convert into `into`, to which the tensor broadcasts, and give the pages that it came from back."""
+    def copy(self, name: str, into: Tensor, take: Index = ()) -> None:
+        """Convert `tensor[take]` into `into`, to which it broadcasts, and give the pages that it came from back."""
 
 
 class Checkpoint:
@@ -90,20 +91,26 @@ class Checkpoint:
         return self._files[part.source].view(part.source, dtype)
 
     def copy(self, part: Part, into: Tensor) -> None:
-        """Convert into `into`, to which the tensor broadcasts. Numbers in fp8 get their scales."""
+        """Convert what the part takes into `into`, to which that broadcasts. Numbers in fp8 get their scales."""
         if not self.is_fp8(part):
-            self._files[part.source].copy(part.source, into)
+            self._files[part.source].copy(part.source, into, part.take)
             return
         numbers_NK = torch.empty(part.shape, dtype=FP8, device=into.device)
-        restore(numbers_NK, self.copy_fp8(part, numbers_NK), into)
+        scales = self.copy_fp8(replace(part, take=()), numbers_NK)
+        if not part.take:
+            restore(numbers_NK, scales, into)
+            return
+        whole_NK = torch.empty(part.shape, dtype=into.dtype, device=into.device)  # scales are those of whole blocks
+        restore(numbers_NK, scales, whole_NK)
+        into.copy_(whole_NK[part.take])
 
     def is_fp8(self, part: Part) -> bool:
         """The tensor is stored in e4m3, with scales beside it."""
         return self._files[part.source].view(part.source, FP8) is not None
 
     def copy_fp8(self, part: Part, into: Tensor) -> Tensor:
-        """Copy the stored numbers, and return their scales, on the same device; see `stored_fp8`."""
-        self._files[part.source].copy(part.source, into)
+        """Copy the stored numbers that the part takes, and return the scales of all; see `stored_fp8`."""
+        self._files[part.source].copy(part.source, into, part.take)
         name = self._scale_name(part)
         scales = torch.empty(self._files[name].shape(name), dtype=torch.float32, device=into.device)
         self._files[name].copy(name, scales)

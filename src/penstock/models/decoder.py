@@ -18,6 +18,7 @@ from torch import Tensor
 
 from penstock.models.layers import Layer
 from penstock.models.parts import Angles, Entrance, Norm, Rotated, Scope
+from penstock.models.peers import Peers
 from penstock.models.rope import Rotation
 from penstock.models.spec import AttentionSpec, ExpertsSpec, ModelSpec
 from penstock.ops.add_sink import add_sink
@@ -51,18 +52,21 @@ MOST_CAPTURED_HEAD_DIM = 256  # the paged attention in Triton has no wider heads
 
 
 class Decoder:
-    """A model with its weights. Callers hold `torch.inference_mode`.
+    """A model with its weights, or one rank's share of it. Callers hold `torch.inference_mode`.
 
-    tensors: every parameter that `parameters_of(spec)` names, all of one dtype and on one device.
+    tensors: every parameter that `parameters_of(spec)` names, all of one dtype and on one device. peers: the ranks that
+    have the rest (`sharding.py`); all of them go through the same passes.
     """
 
-    def __init__(self, spec: ModelSpec, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(self, spec: ModelSpec, tensors: Mapping[str, Tensor], peers: Peers | None = None) -> None:
         self.spec = spec
         self.tensors = tensors
+        self._peers = peers
         self._embed = tensors["embed"]
         self._embed_scale = torch.tensor(spec.embed_scale, dtype=self._embed.dtype).item()  # rounded, as it was trained
         self._layers = tuple(
-            Layer.of(layer, spec.norm, Scope(tensors, f"layers.{index}")) for index, layer in enumerate(spec.layers)
+            Layer.of(layer, spec.norm, Scope(tensors, f"layers.{index}"), peers)
+            for index, layer in enumerate(spec.layers)
         )
         self._final_norm = Norm(tensors["final_norm"], spec.norm)
         self._head = tensors["embed" if spec.is_tied else "head"]
@@ -119,8 +123,16 @@ class Decoder:
 
     def embed(self, ids_T: Tensor) -> Tensor:
         """Token ids to the residual stream before the first layer: [T, D]."""
-        x_TD = F.embedding(ids_T, self._embed)
+        x_TD = F.embedding(ids_T, self._embed) if self._peers is None else self._embed_with(self._peers, ids_T)
         return x_TD if self._embed_scale == 1.0 else x_TD * self._embed_scale
+
+    def _embed_with(self, peers: Peers, ids_T: Tensor) -> Tensor:
+        """Every rank has some rows of the embedding and adds zeros for the others."""
+        n_rows = self._embed.shape[0]
+        ours_T = ids_T - peers.shard.rank * n_rows
+        is_ours_T = (ours_T >= 0) & (ours_T < n_rows)
+        x_TD = F.embedding(ours_T.clamp(0, n_rows - 1), self._embed)
+        return peers.sum(x_TD.masked_fill(~is_ours_T.unsqueeze(1), 0))
 
     def run_layers(self, x_TD: Tensor, batch: SegmentBatch, kv: Sequence[Tensor], first: int, stop: int) -> Tensor:
         """The residual stream after layers [first, stop).
@@ -145,7 +157,10 @@ class Decoder:
 
     def logits(self, x_ND: Tensor) -> Tensor:
         """Final norm and head: float32 [N, V]."""
-        logits_NV = Entrance(x_ND, None, self._final_norm).linear(self._head, None)[0].float()
+        logits_NV = Entrance(x_ND, None, self._final_norm).linear(self._head, None)[0]
+        if self._peers is not None:  # behind the vocabulary stand the rows that fill the last rank's share up
+            logits_NV = self._peers.side_by_side(logits_NV)[:, : self.spec.vocab_size].contiguous()
+        logits_NV = logits_NV.float()
         cap = self.spec.logit_soft_cap
         return logits_NV if cap is None else logits_NV.div_(cap).tanh_().mul_(cap)
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from penstock.models.fused import FusedLayer
 from penstock.models.latent import LatentAttention
 from penstock.models.parts import Angles, Entrance, Norm, Scope, attend, linear
+from penstock.models.peers import Peers
 from penstock.models.spec import (
     AttentionSpec,
     DenseSpec,
@@ -47,7 +48,10 @@ class _Mlp(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
-    """Attention and MLP with the norms before and behind each. fused: all of it in one call, where there is one."""
+    """Attention and MLP with the norms before and behind each. fused: all of it in one call, where there is one.
+
+    peers: ranks that hold the rest of this layer; None: there is none. What attention or MLP adds is a sum over them.
+    """
 
     input_norm: Norm | None
     attention: _Mixer
@@ -56,20 +60,22 @@ class Layer:
     mlp: _Mlp
     mlp_post_norm: Norm | None
     fused: FusedLayer | None
+    peers: Peers | None
 
     @classmethod
-    def of(cls, layer: LayerSpec, norm: NormSpec, scope: Scope) -> Layer:
+    def of(cls, layer: LayerSpec, norm: NormSpec, scope: Scope, peers: Peers | None = None) -> Layer:
         def norm_of(name: str, is_there: bool) -> Norm | None:
             return Norm(scope[name], norm) if is_there else None
 
         return cls(
             input_norm=norm_of("input_norm", layer.norms.has_before),
-            attention=_mixer(layer.attention, norm, scope.within("attention")),
+            attention=_mixer(layer.attention, norm, scope.within("attention"), peers),
             attention_post_norm=norm_of("attention_post_norm", layer.norms.has_behind),
             mlp_norm=norm_of("mlp_norm", layer.norms.has_before),
             mlp=_mlp(layer.mlp, scope.within("mlp")),
             mlp_post_norm=norm_of("mlp_post_norm", layer.norms.has_behind),
-            fused=FusedLayer.of(layer, norm, scope),
+            fused=FusedLayer.of(layer, norm, scope) if peers is None else None,  # it has no sum in its middle
+            peers=peers,
         )
 
     def __call__(
@@ -79,20 +85,22 @@ class Layer:
         if self.fused is not None and self.fused.serves(x_TD, batch, kv):
             return self.fused(x_TD, change_TD, batch, kv, angles)
         change_TD, x_TD = self.attention(Entrance(x_TD, change_TD, self.input_norm), batch, kv, angles)
-        change_TD = _leave(self.attention_post_norm, change_TD)
+        change_TD = self._leave(self.attention_post_norm, change_TD)
         change_TD, x_TD = self.mlp(Entrance(x_TD, change_TD, self.mlp_norm))
-        return x_TD, _leave(self.mlp_post_norm, change_TD)
+        return x_TD, self._leave(self.mlp_post_norm, change_TD)
 
-
-def _leave(norm: Norm | None, x_TD: Tensor) -> Tensor:
-    return x_TD if norm is None else norm(x_TD)[0]
+    def _leave(self, norm: Norm | None, x_TD: Tensor) -> Tensor:
+        if self.peers is not None:
+            x_TD = self.peers.sum(x_TD)
+        return x_TD if norm is None else norm(x_TD)[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Attention:
-    """qk_norm: over each head; q_norm, k_norm: each over a whole projection."""
+    """qk_norm: over each head; q_norm, k_norm: each over a whole projection, that of all ranks."""
 
     spec: AttentionSpec
+    peers: Peers | None
     qkv: Tensor
     qkv_bias: Tensor | None
     qk_norm: Norm | None
@@ -103,12 +111,13 @@ class _Attention:
     out_bias: Tensor | None
 
     @classmethod
-    def of(cls, spec: AttentionSpec, norm: NormSpec, scope: Scope) -> _Attention:
+    def of(cls, spec: AttentionSpec, norm: NormSpec, scope: Scope, peers: Peers | None) -> _Attention:
         def norm_of(name: str, span: QkNorm) -> Norm | None:
             return Norm(scope[name], norm) if spec.qk_norm is span else None
 
         return cls(
             spec=spec,
+            peers=peers,
             qkv=scope["qkv"],
             qkv_bias=scope.get("qkv_bias"),
             qk_norm=norm_of("qk_norm", QkNorm.HEAD),
@@ -149,8 +158,17 @@ class _Attention:
     def _norm_projections(self, qkv_THd: Tensor, q_norm: Norm, k_norm: Norm) -> None:
         """Whole projections, in place."""
         n_q, n_k = self.spec.q_heads, self.spec.kv_heads
-        for norm, part_THd in ((q_norm, qkv_THd[:, :n_q]), (k_norm, qkv_THd[:, n_q : n_q + n_k])):
-            part_THd.copy_(norm(part_THd.flatten(1))[0].view(part_THd.shape))
+        q_THd, k_THd = qkv_THd[:, :n_q], qkv_THd[:, n_q : n_q + n_k]
+        if self.peers is None:
+            for norm, part_THd in ((q_norm, q_THd), (k_norm, k_THd)):
+                part_THd.copy_(norm(part_THd.flatten(1))[0].view(part_THd.shape))
+            return
+        # every rank has as many features, and KV heads that several hold weigh the same in sum and count: so the mean
+        # over the projection is the mean over ranks
+        means_2T = torch.stack([part.float().square().mean((1, 2)) for part in (q_THd, k_THd)])
+        means_2T = self.peers.sum(means_2T) / self.peers.shard.size
+        for norm, part_THd, mean_T in ((q_norm, q_THd, means_2T[0]), (k_norm, k_THd, means_2T[1])):
+            part_THd.copy_(norm.by_mean(part_THd.flatten(1), mean_T).view(part_THd.shape))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,10 +239,10 @@ class _Experts:
         return routed_TD + shared_TD
 
 
-def _mixer(spec: AttentionSpec | LatentAttentionSpec, norm: NormSpec, scope: Scope) -> _Mixer:
+def _mixer(spec: AttentionSpec | LatentAttentionSpec, norm: NormSpec, scope: Scope, peers: Peers | None) -> _Mixer:
     match spec:
         case AttentionSpec():
-            return _Attention.of(spec, norm, scope)
+            return _Attention.of(spec, norm, scope, peers)
         case LatentAttentionSpec():
             return LatentAttention.of(spec, scope)
 

@@ -122,7 +122,8 @@ def load_fp8(
         by_row = row_scales(checkpoint.copy_fp8(part, numbers[part.index]), part.shape[0])
         if by_row is None:
             return None
-        scales[part.index] = by_row
+        rows = part.take[0] if part.take else slice(None)
+        scales[part.index[: scales.dim()]] = by_row[rows]
     _refuse_odd(parameter, numbers)
     return of_rows(Format.FP8, parameter.shape, dtype, numbers.flatten(0, -2), scales.flatten())
 

@@ -27,22 +27,24 @@ Index = tuple[int | slice, ...]
 class Part:
     """A tensor of the checkpoint, its shape there, and where it goes: `parameter[index]`, to which it broadcasts.
 
-    is_transposed: its last two dimensions are ours in the other order.
+    is_transposed: its last two dimensions are ours in the other order. take: what of it goes there.
     """
 
     source: str
     shape: tuple[int, ...]
     index: Index = ()
     is_transposed: bool = False
+    take: Index = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """A tensor of ours. Its parts cover it without overlap."""
+    """A tensor of ours. Its parts cover it without overlap; is_covered: all of it, else the rest is zeros."""
 
     name: str
     shape: tuple[int, ...]
     parts: tuple[Part, ...]
+    is_covered: bool = True
 
     @property
     def elements(self) -> int:

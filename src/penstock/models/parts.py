@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from penstock.models.spec import NormSpec, RopeSpec
@@ -75,6 +76,13 @@ class Norm:
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return rms_norm(x, self.weight, self.spec.eps, residual, self.spec.is_centered)
+
+    def by_mean(self, x_TD: Tensor, mean_T: Tensor) -> Tensor:
+        """The norm of x where x is a part of what is normed: its own features of the weight, the mean square of all."""
+        normed_TD = x_TD.float() * torch.rsqrt(mean_T[:, None] + self.spec.eps)
+        if self.spec.is_centered:
+            return (normed_TD * (1.0 + self.weight.float())).to(x_TD.dtype)
+        return self.weight * normed_TD.to(x_TD.dtype)
 
 
 @dataclass(frozen=True, slots=True)

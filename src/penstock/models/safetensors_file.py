@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from penstock.core.errors import CorruptModel, UnsupportedModel
+from penstock.models.parameters import Index
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn}
 MAX_HEADER_BYTES = 1 << 25  # a fifth of a million tensors; parsed, a header may take twenty times its size
@@ -61,9 +62,9 @@ class SafetensorsFile:
         stored = self._dtype(name)
         return self._view(name) if stored == dtype else None
 
-    def copy(self, name: str, into: Tensor) -> None:
-        """Convert into `into`, to which the tensor broadcasts, and give the pages that it came from back."""
-        into.copy_(self._view(name))
+    def copy(self, name: str, into: Tensor, take: Index = ()) -> None:
+        """Convert `tensor[take]` into `into`, to which it broadcasts, and give the pages that it came from back."""
+        into.copy_(self._view(name)[take])
         self._forget(name)
 
     def _dtype(self, name: str) -> torch.dtype:

@@ -24,7 +24,9 @@ from penstock.models.gguf import config as gguf
 from penstock.models.gguf.tensors import GgufTensors
 from penstock.models.packing import Packer, Packing, load_fp8, packing_of, parameter_bytes
 from penstock.models.parameters import Parameter, parameters_of
+from penstock.models.peers import Peers
 from penstock.models.read_spec import is_gguf, read_folder, read_gguf
+from penstock.models.sharding import ALONE, Shard, part_of_rank, rank_parameters, spec_of_rank
 from penstock.models.spec import ModelSpec
 from penstock.ops.weight_format import Format
 
@@ -47,6 +49,7 @@ def load_model(
     is_packed: bool = False,
     spec: ModelSpec | None = None,
     tune: Tune | None = None,
+    peers: Peers | None = None,
 ) -> Decoder:
     """Read a model and its weights.
 
@@ -59,6 +62,7 @@ def load_model(
         is_packed: lay float matrices out for the C++ kernels of the CPU, too.
         spec: None, or that of `read_model_spec` with changes that leave its parameters as they are.
         tune: what is done to the tensors before the decoder is made of them.
+        peers: the ranks that run this model together with this one, which holds its share; None: it runs all of it.
     Raises: ModelNotFound, CorruptModel, UnsupportedModel; UnknownName for a dtype, load format or quantization.
     """
     if load_format not in LOAD_FORMATS:
@@ -67,21 +71,30 @@ def load_model(
     spec = source.spec if spec is None else spec
     chosen_dtype, chosen_device = resolve_dtype(spec, dtype), torch.device(device)
     packing = packing_of(chosen_dtype, chosen_device, quantize, is_packed)
-    gib = weight_bytes(spec, chosen_dtype, quantize, chosen_device.type) / 2**30
+    shard = ALONE if peers is None else peers.shard
+    gib = weight_bytes(spec, chosen_dtype, quantize, chosen_device.type, shard) / 2**30
     kind = chosen_dtype if quantize == "none" else f"{quantize} ({chosen_dtype})"
     log.info("%s: %s, %.2f GiB of %s weights on %s", path, spec.architecture, gib, kind, chosen_device)
     if load_format == "dummy":
-        tensors = make_dummy(spec, chosen_dtype, chosen_device, packing)
+        tensors = make_dummy(spec, chosen_dtype, chosen_device, packing, shard)
     else:
-        tensors = load_tensors(source.open(), spec, source.names, chosen_dtype, chosen_device, packing)
-    return Decoder(spec, tensors if tune is None else tune(tensors, spec))
+        tensors = load_tensors(source.open(), spec, source.names, chosen_dtype, chosen_device, packing, shard)
+    own = spec_of_rank(spec, shard)
+    return Decoder(own, tensors if tune is None else tune(tensors, own), peers)
 
 
 def weight_bytes(
-    spec: ModelSpec, dtype: str | torch.dtype = "auto", quantize: str = "none", device_type: str = "cpu"
+    spec: ModelSpec,
+    dtype: str | torch.dtype = "auto",
+    quantize: str = "none",
+    device_type: str = "cpu",
+    shard: Shard = ALONE,
 ) -> int:
-    """Memory that the weights take on a type of device, known before any of it is taken."""
-    chosen_dtype, parameters = resolve_dtype(spec, dtype), parameters_of(spec, WeightNames())
+    """Memory that the weights take on a type of device, those of one rank, known before any of it is taken.
+
+    spec: of the whole model.
+    """
+    chosen_dtype, parameters = resolve_dtype(spec, dtype), rank_parameters(spec, WeightNames(), shard)
     return sum(parameter_bytes(parameter, chosen_dtype, quantize, device_type) for parameter in parameters)
 
 
@@ -101,13 +114,14 @@ def load_tensors(
     dtype: torch.dtype,
     device: torch.device,
     packing: Packing | None = None,
+    shard: Shard = ALONE,
 ) -> dict[str, Tensor]:
-    """Every parameter of the model from the checkpoint, by our names."""
-    parameters = tuple(parameters_of(spec, names))
+    """Every parameter of the model, or of one rank, from the checkpoint, by our names. spec: of the whole model."""
     ignored = (*names.ignored, f"{names.head}.weight") if spec.is_tied else names.ignored
-    checkpoint.check(parameters, ignored)
+    checkpoint.check(parameters_of(spec, names), ignored)
     packer = Packer(packing)
     tensors = {}
+    parameters = tuple(rank_parameters(spec, names, shard))
     for parameter in parameters:
         kept: Tensor | None = None
         if packing is not None and packing.format_of(parameter, dtype) is Format.FP8:
@@ -121,9 +135,12 @@ def load_tensors(
 
 
 def make_dummy(
-    spec: ModelSpec, dtype: torch.dtype, device: torch.device, packing: Packing | None = None
+    spec: ModelSpec, dtype: torch.dtype, device: torch.device, packing: Packing | None = None, shard: Shard = ALONE
 ) -> dict[str, Tensor]:
-    """Random weights that keep activations finite: norms scale by 1, the rest is normal."""
+    """Random weights that keep activations finite: norms scale by 1, the rest is normal.
+
+    shard: each rank draws the whole model's and keeps its share, so that together they are the same model.
+    """
     norm_fill = 0.0 if spec.norm.is_centered else 1.0
     generator = torch.Generator(device).manual_seed(DUMMY_SEED)
     tensors = {}
@@ -134,6 +151,7 @@ def make_dummy(
             tensor.fill_(norm_fill)
         else:
             tensor.normal_(0.0, DUMMY_STD, generator=generator)
+        tensor = part_of_rank(tensor, parameter, spec, shard)
         tensors[parameter.name] = packer(parameter, tensor)
     return tensors
 
@@ -161,12 +179,14 @@ def _load(
     parameter: Parameter, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, may_view: bool
 ) -> Tensor:
     """may_view: the file may stay in use. What is packed is copied instead, for a copy gives the file's pages back."""
-    first = parameter.parts[0]
-    if may_view and first.shape == parameter.shape and not first.is_transposed and device.type == "cpu":
-        view = checkpoint.view(first, dtype)
+    if may_view and device.type == "cpu" and len(parameter.parts) == 1:
+        (only,) = parameter.parts
+        is_whole = only.shape == parameter.shape and not only.take
+        view = checkpoint.view(only, dtype) if is_whole and not only.is_transposed else None
         if view is not None:
             return view
-    tensor = torch.empty(parameter.shape, dtype=dtype, device=device)
+    new = torch.empty if parameter.is_covered else torch.zeros
+    tensor = new(parameter.shape, dtype=dtype, device=device)
     for part in parameter.parts:
         into = tensor[part.index]
         checkpoint.copy(part, into.transpose(-1, -2) if part.is_transposed else into)

@@ -15,6 +15,7 @@ from torch import Tensor
 from penstock.core.errors import CorruptModel
 from penstock.formats.gguf import GgufFile, TensorRecord
 from penstock.models.gguf.dequantize import Bytes, Floats, dequantize
+from penstock.models.parameters import Index
 
 PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 PIECE_ELEMENTS = 1 << 22  # dequantized at a time, 16 MiB of float32: a whole matrix would be resident twice
@@ -64,25 +65,27 @@ class GgufTensors:
         count = math.prod(entry.shape)
         return torch.frombuffer(self._map, dtype=dtype, count=count, offset=entry.start).view(entry.shape)
 
-    def copy(self, name: str, into: Tensor) -> None:
-        """Dequantize into `into`, to which the tensor broadcasts, and give the pages that it came from back."""
+    def copy(self, name: str, into: Tensor, take: Index = ()) -> None:
+        """Dequantize `tensor[take]` into `into`, to which it broadcasts, and give the pages that it came from back."""
         entry = self._entries[name]
         data = numpy.frombuffer(self._map, numpy.uint8, entry.stop - entry.start, entry.start)
         if len(entry.shape) == 1:
             floats = _floats(entry, data)
-            into.copy_(torch.from_numpy(floats[_order(len(floats), entry.heads)] if entry.heads else floats))
+            into.copy_(torch.from_numpy(floats[_order(len(floats), entry.heads)] if entry.heads else floats)[take])
         else:
-            self._copy_rows(entry, data, into)
+            self._copy_rows(entry, data, into, take)
         self._forget(entry)
 
-    def _copy_rows(self, entry: _Entry, data: Bytes, into: Tensor) -> None:
+    def _copy_rows(self, entry: _Entry, data: Bytes, into: Tensor, take: Index) -> None:
         rows = data.reshape(math.prod(entry.shape[:-1]), -1)
         if entry.heads:
             rows = rows[_order(len(rows), entry.heads)]
+        some_rows, columns = take or (slice(None), slice(None))
+        rows = rows[some_rows]
         step = max(1, PIECE_ELEMENTS // entry.shape[-1])
         for first in range(0, len(rows), step):
             piece = _floats(entry, rows[first : first + step])
-            into[first : first + step].copy_(torch.from_numpy(piece.reshape(-1, entry.shape[-1])))
+            into[first : first + step].copy_(torch.from_numpy(piece.reshape(-1, entry.shape[-1]))[:, columns])
 
     def _forget(self, entry: _Entry) -> None:
         first = -(-entry.start // mmap.PAGESIZE) * mmap.PAGESIZE  # whole pages only: neighbours may be views
