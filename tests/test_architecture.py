@@ -10,7 +10,8 @@ import pytest
 
 SHELLS = {
     "bench", "calibrate", "cli", "demo", "demonstrations", "engine_main", "flags", "hardware", "kernel_commands",
-    "launch", "listing", "llm", "options", "profile_commands", "profiling", "serve", "simulate", "terminal",
+    "launch", "listing", "llm", "options", "profile_commands", "profiling", "rank_main", "serve", "simulate",
+    "terminal",
 }  # fmt: skip
 ALLOWED: dict[str, set[str]] = {
     "core": set(),

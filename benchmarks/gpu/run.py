@@ -1,12 +1,16 @@
-"""Penstock on one GPU against the limits of the GPU, and against a peer: all offline workloads, one table.
+"""Penstock on a GPU against the limits of the GPU, and against a peer: all offline workloads, one table.
 
     python benchmarks/gpu/run.py --models qwen3-0.6b llama-8b --peer-script bench_vllm.py [--quantize fp8]
+    python benchmarks/gpu/run.py --models llama-8b --tensor-parallel 2
 
 First the bundled model answers on the CPU, on the GPU kernel by kernel, and through CUDA graphs: the tokens must be the
 same. Then each model (random weights, temperature 0.6, ends ignored) runs in a process of its own: start, one round of
 short answers that captures what will be needed, then the workloads. The peer's script runs after it, on the same
 machine: `SCRIPT MODEL WORKLOAD...`, one JSON line per workload with `what`, `out_tok_s` and `in_tok_s`, as `startup`
 with `s`. Without one, ratios are to the figures of `recorded.json`, and the table says so. Last line: JSON.
+
+With --tensor-parallel N, N GPUs run each model together, and the limits are N times those of one; the first check takes
+their tokens, too, through CUDA graphs with the sums in them.
 
 Workloads are those of `penstock.workload.offline`, or of a file with `NAMES` and `make(name) -> (prompts, lengths)`.
 """
@@ -44,7 +48,7 @@ def main() -> None:
         return
     limits = _measure_limits(arguments.quantize)
     print(json.dumps(limits), flush=True)
-    _check_tokens(arguments.quantize)
+    _check_tokens(arguments.quantize, arguments.tensor_parallel)
     rows: list[dict[str, Any]] = []
     for model in arguments.models:
         ours = _lines([sys.executable, __file__, "--one", model, *sys.argv[1:]])
@@ -54,9 +58,13 @@ def main() -> None:
         else:
             command = [sys.executable, str(arguments.peer_script), model, *arguments.workloads]
             peer = {"name": "peer", "when": "this run", "figures": {line["what"]: line for line in _lines(command)}}
-        rows += [_row(model, line, peer["figures"], limits) for line in ours]
+        rows += [_row(model, line, peer["figures"], limits, arguments.tensor_parallel) for line in ours]
     _print_table(rows, f"{peer['name']}, {peer['when']}")
-    print(json.dumps({"benchmark": "gpu", **limits, "peer": peer["when"], "rows": rows}))
+    print(
+        json.dumps(
+            {"benchmark": "gpu", **limits, "gpus": arguments.tensor_parallel, "peer": peer["when"], "rows": rows}
+        )
+    )
 
 
 def _arguments() -> argparse.Namespace:
@@ -67,8 +75,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--workloads", nargs="+", default=list(OFFLINE))
     parser.add_argument("--workload-file", type=Path)
     parser.add_argument("--peer-script", type=Path)
-    parser.add_argument("--kv-memory", default="40GiB")
+    parser.add_argument("--kv-memory", default="40GiB", help="of all GPUs")
     parser.add_argument("--compile-ahead", action="store_true", help="compile kernels beside the start")
+    parser.add_argument("--tensor-parallel", type=int, default=1, metavar="N", help="GPUs that run each model together")
     parser.add_argument("--quantize", default="none", help="none, fp8, int8 or int4")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -79,7 +88,8 @@ def _run_model(model: str, arguments: argparse.Namespace) -> None:
     from penstock.bench.shapes import folder_of
 
     with folder_of(model) as folder:
-        asked = {name: getattr(arguments, name) for name in ("kv_memory", "compile_ahead", "quantize")}
+        names = ("kv_memory", "compile_ahead", "tensor_parallel", "quantize")
+        asked = {name: getattr(arguments, name) for name in names}
         engine = _engine(model=str(folder), **asked, **OPTIONS)
         _generate(engine, [[7] * 64], [1])
         print(json.dumps({"what": "startup", "s": round(time.time() - STARTED_S, 2)}), flush=True)
@@ -180,27 +190,32 @@ def _workloads(path: Path | None) -> Any:
 
 
 # --- around it ------------------------------------------------------------------------------------------------------
-def _check_tokens(quantize: str) -> None:
-    """Greedy answers of the bundled model: CPU, GPU kernel by kernel, CUDA graphs. Rounded weights: the GPU's two.
+def _check_tokens(quantize: str, n_gpus: int) -> None:
+    """Greedy answers of the bundled model: CPU, GPU kernel by kernel, CUDA graphs, and those of several GPUs.
 
-    A CPU rounds activations otherwise; `benchmarks/accuracy/perplexity.py --device cuda` says how far it goes.
+    Rounded weights: the two of one GPU. A CPU rounds activations otherwise, several GPUs their shares of the weights;
+    `benchmarks/accuracy/perplexity.py --device cuda` says how far it goes.
     """
     rng = random.Random(1)
     prompts = [[rng.randrange(3, 4000) for _ in range(rng.randint(1, 120))] for _ in range(24)]
     lengths = [rng.randint(1, 40) for _ in prompts]
     answers = {}
-    ways = (("cpu", False), ("cuda", False), ("cuda", True))
-    dtype, ways = ("float32", ways) if quantize == "none" else ("bfloat16", ways[1:])
-    for device, is_capturing in ways:
-        engine = _engine(model="penstock-tiny", device=device, dtype=dtype, kv_memory="256MiB", quantize=quantize)
-        if device == "cuda":
+    ways = [("cpu", False, 1), ("cuda", False, 1), ("cuda", True, 1)] + ([("cuda", True, n_gpus)] if n_gpus > 1 else [])
+    dtype, ways = ("float32", ways) if quantize == "none" else ("bfloat16", ways[1:3])
+    for device, is_capturing, n_ranks in ways:
+        engine = _engine(
+            model="penstock-tiny", device=device, dtype=dtype, kv_memory="256MiB", quantize=quantize,
+            tensor_parallel=n_ranks,
+        )  # fmt: skip
+        if device == "cuda" and n_ranks == 1:
             engine._executor._step._graphs.is_capturing = is_capturing
-        answers[device, is_capturing] = _generate(engine, prompts, lengths, temperature=0.0)
+        answers[device, is_capturing, n_ranks] = _generate(engine, prompts, lengths, temperature=0.0)
         engine.close()
     first = answers[ways[0]]
-    for how, found in answers.items():
+    for (device, is_capturing, n_ranks), found in answers.items():
         same = sum(a == b for a, b in zip(found, first, strict=True))
-        print(f"tokens, {how[0]}{', captured' if how[1] else ''}: {same} of {len(first)} answers as {ways[0][0]}")
+        how = f"{n_ranks} x {device}{', captured' if is_capturing else ''}"
+        print(f"tokens, {how}: {same} of {len(first)} answers as {ways[0][0]}")
         assert same == len(first), "the GPU's tokens differ: no time is worth anything"
 
 
@@ -240,14 +255,14 @@ def _lines(command: list[str]) -> list[dict[str, Any]]:
     return found
 
 
-def _row(model: str, line: dict[str, Any], peer: dict[str, Any], limits: dict[str, Any]) -> dict[str, Any]:
+def _row(model: str, line: dict[str, Any], peer: dict[str, Any], limits: dict[str, Any], n_gpus: int) -> dict[str, Any]:
     name, theirs = line["what"], peer.get(line["what"], {})
     if name == "startup":
         ratio = theirs["s"] / line["s"] if theirs else None
         return {"model": model, "what": name, "ours": line["s"], "peer": theirs.get("s"), "ratio": ratio, "share": None}
     key = "in_tok_s" if name == "prefill" else "out_tok_s"
-    read_s = line["least_read_bytes"] / limits["copy_tb_s"] / 1e12
-    compute_s = line["least_flop"] / limits["matmul_tflop_s"] / 1e12
+    read_s = line["least_read_bytes"] / limits["copy_tb_s"] / n_gpus / 1e12
+    compute_s = line["least_flop"] / limits["matmul_tflop_s"] / n_gpus / 1e12
     return {
         "model": model,
         "what": name,

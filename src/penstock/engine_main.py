@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from penstock.core.errors import UserError
+from penstock.core.errors import PenstockError, UserError
 from penstock.engine.messages import Died, Hello, Phase
 from penstock.engine.serving import serve_engine
 from penstock.engine.zmq_link import ZmqEngineEnd
@@ -25,13 +25,19 @@ from penstock.launch import make_engine
 from penstock.options import EngineOptions
 
 PARENT_CHECK_S = 1.0
+LOST_GRACE_S = 2.0
 MAX_LINES = 10_000
 
 
-def _end_with_parent(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(PARENT_CHECK_S)
-    os._exit(3)
+def end_with_parent(parent: int) -> None:
+    """Watch from a thread. parent: told, not asked for: it may be gone before we come to ask."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(PARENT_CHECK_S)
+        os._exit(3)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
 class _NeverWaiting(logging.handlers.QueueHandler):
@@ -65,19 +71,27 @@ class _NeverWaiting(logging.handlers.QueueHandler):
 
 def main() -> int:
     """Serve until told to stop. Exit codes: 0 asked to, 1 a broken step, 2 options or model, 3 the parent is gone."""
-    parent = int(sys.argv[2])  # told, not asked for: it may be gone before we come to ask
-    threading.Thread(target=_end_with_parent, args=(parent,), name="parent", daemon=True).start()
+    end_with_parent(int(sys.argv[2]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the front end decides what a signal means
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     logging.basicConfig(level=logging.INFO, handlers=[_NeverWaiting()])
     options = msgspec.json.decode(sys.stdin.buffer.read(), type=EngineOptions)
     link = ZmqEngineEnd(Path(sys.argv[1]))
+
+    def end_soon(why: PenstockError) -> None:
+        """A step that waits for a rank which is gone may never end, and an idle engine does not notice."""
+        time.sleep(LOST_GRACE_S)  # if the loop can end by itself, with a record for every request, it has
+        link.send(Died(str(why), is_abrupt=True))
+        time.sleep(LOST_GRACE_S / 4)  # for the message to leave
+        os._exit(1)
+
     try:
-        engine = make_engine(options, lambda name, seconds: link.send(Phase(name, seconds)))
-    except UserError as wrong:
-        link.send(Died(str(wrong), is_user_error=True))
+        engine = make_engine(options, lambda name, seconds: link.send(Phase(name, seconds)), end_soon)
+    except PenstockError as wrong:
+        is_user_error = isinstance(wrong, UserError)
+        link.send(Died(str(wrong), is_user_error=is_user_error))
         link.close()
-        return 2
+        return 2 if is_user_error else 1
     link.send(Hello(engine.scheduler.facts))
     try:
         serve_engine(engine, link)

@@ -20,6 +20,10 @@ WindowTokens = Annotated[
     typer.Option(help="StreamingLLM: keep the last N tokens and the sinks, without an end. [default: keep all]"),
 ]
 SinkTokens = Annotated[int, typer.Option(help="First tokens that are kept beside --window-tokens.")]
+TensorParallel = Annotated[
+    int,
+    typer.Option("--tensor-parallel", "--tensor-parallel-size", help="GPUs (CPU: processes) that share one model."),
+]
 NativeKernels = Annotated[bool, typer.Option(help="C++ kernels for the CPU, compiled on first use.")]
 KernelTable = Annotated[
     str, typer.Option(help="What `penstock profile kernels` wrote: auto (the user's file, if any), none, or a path.")

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -37,6 +37,10 @@ from penstock.policy.presets import Policies
 from penstock.runtime.memory_plan import MemoryPlan, parse_bytes
 from penstock.text.tokenizer import Tokenizer
 
+if TYPE_CHECKING:
+    from penstock.runtime.executor import TorchExecutor
+    from penstock.runtime.ranks import Ranks
+
 log = logging.getLogger("penstock.launch")
 # oneDNN compiles a kernel for every shape it meets and keeps 1024 of them: some hundred MiB when every prompt has
 # another length. 64 hold a step's shapes with room to spare; the figures are in docs/benchmarks.md. The user's own win.
@@ -45,17 +49,27 @@ SIMULATED_DEVICE = "h200"  # where `device` says auto
 MEAN_ANSWER_TOKENS = 200
 STUB_TEXT = "word word"  # what simulated answers say, again and again
 OnPhase = Callable[[str, float | None], None]
+OnLost = Callable[[PenstockError], None]
 
 
 def no_phases(name: str, seconds: float | None) -> None:
     """For callers that show no progress."""
 
 
-def make_engine(options: EngineOptions, on_phase: OnPhase = no_phases) -> Engine:
-    """Load the model and join the parts of one engine in this process. Raises ModelError or ConfigError."""
+def nobody_to_tell(why: PenstockError) -> None:
+    """For callers that find out at their next step."""
+
+
+def make_engine(options: EngineOptions, on_phase: OnPhase = no_phases, on_lost: OnLost = nobody_to_tell) -> Engine:
+    """Load the model and join the parts of one engine in this process, and of further ranks in theirs.
+
+    on_lost: told, from a thread, if a further rank ends, which no step of this engine survives.
+    Raises ModelError or ConfigError.
+    """
     tracer = None if options.trace is None else _tracer(Path(options.trace))
-    make = _simulated if options.executor == "simulated" else _real
-    return make(options, on_phase, tracer)
+    if options.executor == "simulated":
+        return _simulated(options, on_phase, tracer)
+    return _real(options, on_phase, on_lost, tracer)
 
 
 def _limits(options: EngineOptions) -> QueueLimits:
@@ -140,20 +154,62 @@ def answer_tokens(seed: int) -> int:
     return 1 + int(Random(seed).expovariate(1 / MEAN_ANSWER_TOKENS))
 
 
-def _real(options: EngineOptions, on_phase: OnPhase, tracer: Tracer | None) -> Engine:
+def _real(options: EngineOptions, on_phase: OnPhase, on_lost: OnLost, tracer: Tracer | None) -> Engine:
     from penstock.hardware import device_names, measured_cost
-    from penstock.runtime.build import build_executor
-
-    def tell_memory(plan: MemoryPlan) -> None:
-        for line in plan.describe():
-            on_phase(line, None)
 
     policies = options.build_policies()
     name = options.model_path.resolve().name
     cost = None
     if options.profile_path is not None:  # a wrong one is told before weights are loaded
         cost = measured_cost(name, options.device, options.profile_path)
-    executor = build_executor(
+    executor, own = _ready_executor(options, on_phase, on_lost)
+    if tracer is not None:
+        own.tell_spans(tracer.note_span)
+    if cost is None and options.tensor_parallel == 1:  # what ships was measured on one device
+        cost = measured_cost(name, device_names(options.device)[0], None)
+    return _builder(options, tracer)(
+        executor,
+        own.n_blocks,
+        policies,
+        n_host_blocks=own.n_host_blocks,
+        limits=_limits(options),
+        look_ahead=options.look_ahead,
+        share_prefixes=options.prefix_caching,
+        cost=cost,
+    )
+
+
+def _ready_executor(options: EngineOptions, on_phase: OnPhase, on_lost: OnLost) -> tuple[Executor, TorchExecutor]:
+    """What obeys a scheduler: the executor of one device, or one that leads those of several; and that of this one."""
+    if options.tensor_parallel == 1:
+        alone = build_rank(options, None, on_phase)
+        return alone, alone
+    from penstock.runtime.crew import Crew
+    from penstock.runtime.ranks import LeadingExecutor
+
+    command = [sys.executable, "-m", "penstock.rank_main", str(os.getpid())]
+    crew = Crew(command, msgspec.json.encode(options), options.tensor_parallel, on_lost)
+    try:
+        own = build_rank(options, crew, on_phase)
+    except BaseException as error:
+        is_unclear = isinstance(error, Exception) and not isinstance(error, PenstockError)
+        lost = crew.why_lost() if is_unclear else None
+        crew.close()
+        if lost is None:
+            raise
+        raise lost from error
+    return LeadingExecutor(own, crew), own
+
+
+def build_rank(options: EngineOptions, ranks: Ranks | None, on_phase: OnPhase = no_phases) -> TorchExecutor:
+    """The executor of one rank, or of the only one. Raises ModelError or ConfigError."""
+    from penstock.runtime.build import build_executor
+
+    def tell_memory(plan: MemoryPlan) -> None:
+        for line in plan.describe():
+            on_phase(line, None)
+
+    return build_executor(
         options.model_path,
         dtype=options.dtype,
         device=options.device,
@@ -170,21 +226,9 @@ def _real(options: EngineOptions, on_phase: OnPhase, tracer: Tracer | None) -> E
         window_tokens=options.window_tokens,
         torch_threads=options.threads,
         compile_ahead=options.compile_ahead,
+        ranks=ranks,
         on_phase=on_phase,
         on_memory=tell_memory,
-    )
-    if tracer is not None:
-        executor.tell_spans(tracer.note_span)
-    cost = cost or measured_cost(name, device_names(options.device)[0], None)
-    return _builder(options, tracer)(
-        executor,
-        executor.n_blocks,
-        policies,
-        n_host_blocks=executor.n_host_blocks,
-        limits=_limits(options),
-        look_ahead=options.look_ahead,
-        share_prefixes=options.prefix_caching,
-        cost=cost,
     )
 
 

@@ -33,11 +33,12 @@ class EngineOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, fr
     preempted sequences are swapped to and evicted prefixes kept ("0": none). max_running: most sequences at a time.
     max_model_tokens: a shorter context than the model's. window_tokens: StreamingLLM, keep the first sink_tokens and
     the last window_tokens of every sequence, and let it go on without an end (max_model_tokens, by default 2**20);
-    none: keep all. compile_ahead: on a GPU, compile the Triton kernels that the model can meet while it starts, in
-    processes beside it. trace: a file for a timeline of host and device, written when the engine closes. step_log: a
-    file that gets a line per step, see `engine/step_log.py`. profile: a file of `penstock profile`, what policies know
-    of the cost of steps; none: the one that ships for model and device, if any. policy, slots, policy_options: see
-    `penstock policies`.
+    none: keep all. tensor_parallel: how many GPUs (on a CPU, processes) hold a share of the model each and run it
+    together; `kv_memory` and `host_kv_memory` are those of all. compile_ahead: on a GPU, compile the Triton kernels
+    that the model can meet while it starts, in processes beside it. trace: a file for a timeline of host and device,
+    written when the engine closes. step_log: a file that gets a line per step, see `engine/step_log.py`. profile: a
+    file of `penstock profile`, what policies know of the cost of steps; none: the one that ships for model and device,
+    if any (for one device only). policy, slots, policy_options: see `penstock policies`.
     """
 
     model: str = DEFAULT_MODEL
@@ -55,6 +56,7 @@ class EngineOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, fr
     max_model_tokens: int | None = None
     window_tokens: int | None = None
     sink_tokens: int = 4
+    tensor_parallel: int = 1
     max_queued_requests: int = 4096
     max_queued_tokens: int = 4_194_304
     prefix_caching: bool = True
@@ -69,13 +71,17 @@ class EngineOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, fr
     policy_options: dict[str, dict[str, Any]] = {}
 
     def __post_init__(self) -> None:
-        for name in ("block_tokens", "max_running", "max_queued_requests", "max_queued_tokens"):
+        for name in ("block_tokens", "max_running", "tensor_parallel", "max_queued_requests", "max_queued_tokens"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}: give 1 or more")
         if self.threads is not None and self.threads < 1:
             raise ConfigError(f"threads is {self.threads}: give 1 or more")
         if self.executor not in EXECUTORS:
             raise UnknownName("executor", self.executor, EXECUTORS)
+        if self.executor == "simulated" and self.tensor_parallel > 1:
+            raise ConfigError(
+                f"tensor_parallel is {self.tensor_parallel}: simulated engines have one device; leave it out"
+            )
         if not 0 <= self.look_ahead <= 4:
             raise ConfigError(f"look_ahead is {self.look_ahead}: give 0 to 4 steps")
 

@@ -20,6 +20,7 @@ from penstock.runtime.build import build_executor
 from tests.engine.unruly import Outcome, RandomLayers, Restless, SwapNewest
 from tests.models.checkpoints import VOCAB_SIZE, make_model, save
 from tests.runtime.late_lane import LateLane
+from tests.runtime.team import build_team
 
 FAMILIES = ("llama3-gqa", "qwen3", "qwen3-moe-mixed")
 MORE_FAMILIES = (
@@ -110,6 +111,13 @@ def test_so_is_that_of_every_further_family(reference, family, **scenario):
     serve_and_compare(*reference(family), **scenario)
 
 
+@pytest.mark.parametrize("family", ["gemma", "qwen3-moe-mixed"])
+@settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@scenarios
+def test_so_is_that_of_two_ranks(reference, family, **scenario):
+    serve_and_compare(*reference(family), **scenario, n_ranks=2)
+
+
 @pytest.fixture(scope="module")
 def streamed(tmp_path_factory):
     """family -> (folder, the greedy stream behind every prompt, with sinks and a window, one after the other)."""
@@ -139,13 +147,13 @@ def test_a_stream_of_sinks_and_a_window_is_the_same_however_it_was_served(stream
     serve_and_compare(*streamed(family), **scenario, **STREAM)
 
 
-@pytest.mark.parametrize("family", FAMILIES + MORE_FAMILIES)
-def test_those_who_were_swapped_go_on_as_if_nothing_had_happened(reference, family):
+@pytest.mark.parametrize(("family", "n_ranks"), [(family, 1) for family in FAMILIES + MORE_FAMILIES] + [("gemma2", 2)])
+def test_those_who_were_swapped_go_on_as_if_nothing_had_happened(reference, family, n_ranks):
     """Every third step the newest one goes to the host; meanwhile evicted prefixes go there too, and come back."""
     folder, wanted = reference(family)
-    executor = build_executor(
-        folder, dtype="float32", kv_memory_bytes=1 << 21, host_kv_memory_bytes=1 << 21, max_rows=5, block_tokens=4,
-        max_model_tokens=CONTEXT, lane=LateLane(4),
+    executor = build_team(
+        folder, n_ranks, dtype="float32", kv_memory_bytes=1 << 21, host_kv_memory_bytes=1 << 21, max_rows=5,
+        block_tokens=4, max_model_tokens=CONTEXT, new_lane=lambda: LateLane(4),
     )  # fmt: skip
     policies = replace(build_policies(options={"batch": {"budget_tokens": 24}}), preempt=SwapNewest(3))
     clock = VirtualClock()
@@ -175,16 +183,16 @@ def test_those_who_were_swapped_go_on_as_if_nothing_had_happened(reference, fami
 
 def serve_and_compare(
     folder, wanted, *, asked, n_blocks, window_blocks, max_rows, look_ahead, preset, budget_tokens, cuts, restless,
-    n_host_blocks, is_late, **options,
+    n_host_blocks, is_late, n_ranks=1, **options,
 ):  # fmt: skip
     policies = build_policies(preset, options={"batch": {"budget_tokens": budget_tokens}})
     if cuts is not None:
         policies = replace(policies, batch=RandomLayers(tuple(cuts)))
     if restless is not None:
         policies = replace(policies, preempt=Restless(restless))
-    executor = build_executor(
-        folder, dtype="float32", kv_memory_bytes=1 << 21, host_kv_memory_bytes=1 << 21, max_rows=max_rows,
-        block_tokens=4, max_model_tokens=CONTEXT, lane=LateLane(3) if is_late else None, **options,
+    executor = build_team(
+        folder, n_ranks, dtype="float32", kv_memory_bytes=1 << 21, host_kv_memory_bytes=1 << 21, max_rows=max_rows,
+        block_tokens=4, max_model_tokens=CONTEXT, new_lane=(lambda: LateLane(3)) if is_late else None, **options,
     )  # fmt: skip
     clock = VirtualClock()
     # The scheduler is told of fewer blocks than there are, so that memory runs short.

@@ -11,7 +11,8 @@ from penstock.core.errors import ConfigError
 from penstock.models.families.family import WeightNames
 from penstock.models.parameters import parameters_of
 from penstock.models.read_spec import read_model_spec
-from penstock.models.sharding import Shard, rank_parameters, spec_of_rank
+from penstock.models.sharding import rank_parameters, spec_of_rank
+from penstock.models.spec import Shard
 from penstock.models.weights import load_model, weight_bytes
 from tests.models.checkpoints import MAKERS, expected_logits
 from tests.models.paged_run import PagedRun

@@ -7,11 +7,10 @@ sampling parameters). The device keeps these between steps, so a steady decode i
 
 from __future__ import annotations
 
-from array import array
 from dataclasses import dataclass, field
 from enum import Enum
 
-from penstock.core.request import SamplingParams
+from penstock.core.request import SamplingParams, Tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +56,7 @@ class RowStart:
     """
 
     row: int
-    tokens: array[int]
+    tokens: Tokens
     prompt_tokens: int
     computed_tokens: int
     blocks: tuple[tuple[int, ...], ...]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from array import array
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 
 from penstock.core.executor import ModelFacts, TokenLogprobs
 from penstock.core.request import Request
 from penstock.core.sequence import FinishReason
+from penstock.core.wire import decode_tokens, encode_tokens
 from penstock.engine.outputs import RequestStats
 
 WIRE_VERSION = 1
@@ -111,21 +111,9 @@ Message = Updates | Refused | Hello | Phase | Beat | Died
 Decoded = TypeVar("Decoded")
 
 
-def _encode_other(value: Any) -> Any:
-    if isinstance(value, array):
-        return value.tobytes()
-    raise NotImplementedError(f"{type(value).__name__} has no wire form")
-
-
-def _decode_other(kind: type, value: Any) -> Any:
-    if not isinstance(value, bytes):
-        raise TypeError(f"token ids travel as bytes, not as {type(value).__name__}")
-    return array("i", value)
-
-
-_encoder = msgspec.msgpack.Encoder(enc_hook=_encode_other)
-_commands: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command, dec_hook=_decode_other)
-_messages: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message, dec_hook=_decode_other)
+_encoder = msgspec.msgpack.Encoder(enc_hook=encode_tokens)
+_commands: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command, dec_hook=decode_tokens)
+_messages: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message, dec_hook=decode_tokens)
 
 
 def encode(message: Command | Message) -> bytes:

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from penstock.models.sharding import Shard
+from penstock.models.spec import Shard
 
 
 class Peers(Protocol):

@@ -229,3 +229,36 @@ class ModelSpec:
     dtype: str
     embed_scale: float = 1.0
     logit_soft_cap: float | None = None
+
+
+Run = tuple[int, int]  # half open
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One of `size` equal parts of a model."""
+
+    rank: int = 0
+    size: int = 1
+
+    def __post_init__(self) -> None:
+        assert 0 <= self.rank < self.size
+
+    def run(self, n: int, first: int = 0) -> Run:
+        """This rank's stretch of `n` places that begin at `first`."""
+        each = n // self.size
+        return first + self.rank * each, first + (self.rank + 1) * each
+
+    def kv_run(self, kv_heads: int) -> Run:
+        """The KV heads that this rank's query heads read: one that several ranks share is held by each of them."""
+        if kv_heads >= self.size:
+            return self.run(kv_heads)
+        head = self.rank * kv_heads // self.size
+        return head, head + 1
+
+    def vocab_rows(self, vocab_size: int) -> int:
+        """Rows of embedding and head on every rank; those of the last ranks may stand for no token."""
+        return -(-vocab_size // self.size)
+
+
+ALONE = Shard()

@@ -26,8 +26,8 @@ from penstock.models.packing import Packer, Packing, load_fp8, packing_of, param
 from penstock.models.parameters import Parameter, parameters_of
 from penstock.models.peers import Peers
 from penstock.models.read_spec import is_gguf, read_folder, read_gguf
-from penstock.models.sharding import ALONE, Shard, part_of_rank, rank_parameters, spec_of_rank
-from penstock.models.spec import ModelSpec
+from penstock.models.sharding import part_of_rank, rank_parameters, spec_of_rank
+from penstock.models.spec import ALONE, ModelSpec, Shard
 from penstock.ops.weight_format import Format
 
 log = logging.getLogger(__name__)

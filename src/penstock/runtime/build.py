@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from penstock.core.errors import ConfigError
 from penstock.core.plan import Chunk, DecodeGroup, Plan, RowStart
 from penstock.core.request import SamplingParams
+from penstock.models.spec import ALONE, Shard
 from penstock.runtime.memory_plan import (
     MemoryPlan,
     default_kv_bytes,
@@ -27,6 +28,7 @@ from penstock.runtime.memory_plan import (
     useful_kv_bytes,
     with_host_tier,
 )
+from penstock.runtime.rank_messages import Fits
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from penstock.models.decoder import Decoder
     from penstock.runtime.executor import NewPool, TorchExecutor
     from penstock.runtime.movers import Lane
+    from penstock.runtime.ranks import Ranks
 
 log = logging.getLogger(__name__)
 THREAD_BYTES = 32 * 2**20
@@ -66,21 +69,24 @@ def build_executor(
     torch_threads: int | None = None,
     compile_ahead: bool = False,
     lane: Lane | None = None,
+    ranks: Ranks | None = None,
     on_phase: OnPhase = _ignore,
     on_memory: OnMemory = _ignore,
 ) -> TorchExecutor:
     """Load a model and make it ready to run plans.
 
     Args:
-        kv_memory_bytes: None takes a share of what is free. host_kv_memory_bytes: of the host tier; 0: there is none.
+        kv_memory_bytes: of all ranks; None takes a share of what is free. host_kv_memory_bytes: of the host tier; 0:
+            there is none.
         quantize: "fp8", "int8" or "int4": round the weights while they load.
         native_kernels: use the C++ kernels of the CPU, compiled on first use; quantized weights always do.
         kernel_table: which implementation of a linear layer serves how many rows; see `kernel_table.read_cuts`.
         max_model_tokens: a limit below that of the model.
         sink_tokens, window_tokens: keep only so many first and last tokens, without an end (StreamingLLM); None: all.
-        torch_threads: threads of one operation on a CPU; None chooses by the size of the model.
+        torch_threads: threads of one operation on a CPU, of one rank; None chooses by the size of the model.
         compile_ahead: on a GPU, compile the kernels that the model can meet, in processes beside the start.
         lane: where moves between the tiers are queued; None: what suits the device.
+        ranks: those that run this model together with this one, each of which builds its own; None: this one is all.
         on_phase: told what was done and how long it took. on_memory: told the plan before weights and pool take memory.
     Raises: ModelError for the directory; ConfigError for options that do not fit the model or the memory.
     """
@@ -89,6 +95,7 @@ def build_executor(
 
         from penstock.models.facts import model_facts
         from penstock.models.read_spec import read_model_spec
+        from penstock.models.sharding import spec_of_rank
         from penstock.models.streaming import with_sinks
         from penstock.models.weights import load_model, resolve_dtype, weight_bytes
         from penstock.ops import native
@@ -96,33 +103,42 @@ def build_executor(
         from penstock.runtime.compile_ahead import CompilingAhead, Job, capability_of
         from penstock.runtime.executor import TorchExecutor
         from penstock.runtime.kernel_table import Tuning
-    where = device_of(device)
+    shard = ALONE if ranks is None else ranks.shard
+    where = device_of(device, shard)
     with _phase("read config", on_phase):
         spec = read_model_spec(model_dir)
         if window_tokens is not None:
             spec = with_sinks(spec, sink_tokens, window_tokens)
         _check_options(max_rows, block_tokens, max_model_tokens, spec.max_position_tokens)
+    own = spec_of_rank(spec, shard)
     facts = model_facts(
-        spec,
+        own,
         Path(model_dir).resolve().name,
         block_tokens=block_tokens,
         kv_item_bytes=resolve_dtype(spec, dtype).itemsize,
-        weight_bytes=weight_bytes(spec, dtype, quantize, where.type),
+        weight_bytes=weight_bytes(spec, dtype, quantize, where.type, shard),
         max_model_tokens=STREAM_TOKENS if max_model_tokens is None and window_tokens is not None else max_model_tokens,
     )
-    torch.set_num_threads(torch_threads or useful_threads(facts.weight_bytes, torch.get_num_threads()))
+    n_cores = max(1, torch.get_num_threads() // shard.size)
+    torch.set_num_threads(torch_threads or useful_threads(facts.weight_bytes, n_cores))
     wants_native = where.type == "cpu" and (native_kernels or quantize != "none")
     if wants_native:
         with _phase("CPU kernels", on_phase):
             native.prepare()
     is_packed = wants_native and native.core("packed_linear") is not None
     where_table = kernel_table if quantize == "none" else "none"  # integer weights have one implementation
-    tuning = Tuning.read(where_table, spec, where, resolve_dtype(spec, dtype), is_packed=is_packed)
+    tuning = Tuning.read(where_table, own, where, resolve_dtype(spec, dtype), is_packed=is_packed)
     facts = replace(facts, weight_bytes=facts.weight_bytes + tuning.added_bytes)
-    memory = _plan_memory(facts, where, kv_memory_bytes, host_kv_memory_bytes, max_rows)
+    memory = _plan_memory(facts, where, kv_memory_bytes, host_kv_memory_bytes, max_rows, shard)
+    peers = None
+    if ranks is not None:
+        with _phase("meet the other ranks", on_phase):
+            agreed = ranks.agree(Fits(memory.n_blocks, memory.n_host_blocks))
+            memory = replace(memory, n_blocks=agreed.n_blocks, n_host_blocks=agreed.n_host_blocks)
+            peers = ranks.connect(where)
     on_memory(memory)
     ahead = None
-    if compile_ahead and where.type == "cuda" and has_triton():
+    if compile_ahead and where.type == "cuda" and has_triton() and shard.rank == 0:  # other ranks meet the same
         n_blocks = tuple(n + 1 for n in memory.n_blocks)  # with the one that no plan names
         ahead = CompilingAhead(
             Job(
@@ -136,6 +152,7 @@ def build_executor(
                 window_tokens=window_tokens,
                 sink_tokens=sink_tokens,
                 capability=capability_of(where),
+                n_ranks=shard.size,
             )
         )
     with _phase("load weights", on_phase):
@@ -148,11 +165,13 @@ def build_executor(
             is_packed=is_packed,
             spec=spec,
             tune=tuning.apply,
+            peers=peers,
         )
     facts = replace(facts, kernels=tuple(decoder.kernels.items()))
     slow = [op for op, kernel in facts.kernels if kernel not in ("native", "by table")]
-    if wants_native and slow:
-        log.warning("not in C++ here, so slower than could be: %s (%s)", ", ".join(slow), native.state().reason)
+    if wants_native and slow and shard.rank == 0:
+        why = native.state().reason if peers is None else "a layer is one call only where no ranks add up within it"
+        log.warning("not in C++ here, so slower than could be: %s (%s)", ", ".join(slow), why)
     new_pool = _pools_of(decoder, block_tokens)
     executor = TorchExecutor(decoder, facts, new_pool=new_pool, max_rows=max_rows, device=where, lane=lane)
     if ahead is not None:
@@ -204,12 +223,25 @@ def _phase(name: str, on_phase: OnPhase) -> Iterator[None]:
     on_phase(name, time.perf_counter() - start_s)
 
 
-def device_of(name: str) -> torch.device:
-    """By name, or what there is for "auto". Raises ConfigError if it is not usable here."""
+def device_of(name: str, shard: Shard = ALONE) -> torch.device:
+    """By name, or what there is for "auto"; of several ranks on GPUs, each has the one of its number.
+
+    Raises ConfigError if it is not usable here.
+    """
     import torch
 
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if shard.size > 1 and name == "cuda":
+        n_devices = torch.cuda.device_count()
+        if n_devices < shard.size:
+            raise ConfigError(
+                f"--tensor-parallel {shard.size} takes as many GPUs, and {n_devices} are here; give a smaller number"
+            )
+        name = f"cuda:{shard.rank}"
+        torch.cuda.set_device(shard.rank)  # Triton launches on the current one
+    elif shard.size > 1 and name != "cpu":
+        raise ConfigError(f"--tensor-parallel {shard.size} takes device cuda or cpu, not {name}: ranks number them")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -228,19 +260,33 @@ def _check_options(max_rows: int, block_tokens: int, max_model_tokens: int | Non
 
 
 def _plan_memory(
-    facts: ModelFacts, device: torch.device, kv_bytes: int | None, host_kv_bytes: int, max_rows: int
+    facts: ModelFacts,
+    device: torch.device,
+    kv_bytes: int | None,
+    host_kv_bytes: int,
+    max_rows: int,
+    shard: Shard,
 ) -> MemoryPlan:
+    """What one rank takes: its share of what was asked for, and of the memory that ranks have in common."""
     import torch
 
     host_bytes = free_ram_bytes()
     if host_bytes is None:  # a system that does not say what is available: what is installed bounds it
         host_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    host_bytes //= shard.size
+    host_kv_bytes //= shard.size
+    kv_bytes = None if kv_bytes is None else kv_bytes // shard.size
     is_cpu = device.type == "cpu"
     free_bytes = host_bytes if is_cpu else torch.cuda.mem_get_info(device)[0]
     free_bytes = max(0, free_bytes - facts.weight_bytes)  # they are loaded next
     default_bytes = default_kv_bytes(free_bytes, is_cpu=is_cpu, useful_bytes=useful_kv_bytes(facts, max_rows))
     plan = plan_memory(
-        facts, free_bytes=free_bytes, default_kv_bytes=default_bytes, kv_bytes=kv_bytes, max_rows=max_rows
+        facts,
+        free_bytes=free_bytes,
+        default_kv_bytes=default_bytes,
+        kv_bytes=kv_bytes,
+        max_rows=max_rows,
+        n_ranks=shard.size,
     )
     return with_host_tier(plan, host_kv_bytes, free_bytes - plan.kv_bytes if is_cpu else host_bytes)
 

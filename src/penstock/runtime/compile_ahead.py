@@ -36,7 +36,7 @@ class Job:
     """What is to be compiled for.
 
     n_blocks: of the pools of each state group, as they will be: a number of 64 bits is another type than one of 32.
-    capability: 90 for a Hopper.
+    capability: 90 for a Hopper. n_ranks: that hold a share of the model each.
     """
 
     model: str
@@ -49,6 +49,7 @@ class Job:
     window_tokens: int | None = None
     sink_tokens: int = 0
     capability: int = 90
+    n_ranks: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

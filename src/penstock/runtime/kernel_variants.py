@@ -28,9 +28,9 @@ from penstock.models.decoder import Decoder
 from penstock.models.facts import model_facts
 from penstock.models.families.family import WeightNames
 from penstock.models.packing import Packer, packing_of
-from penstock.models.parameters import parameters_of
 from penstock.models.read_spec import read_model_spec
-from penstock.models.spec import ExpertsSpec, LayerSpec, ModelSpec
+from penstock.models.sharding import rank_parameters, spec_of_rank
+from penstock.models.spec import ExpertsSpec, LayerSpec, ModelSpec, Shard
 from penstock.models.streaming import with_sinks
 from penstock.models.weights import resolve_dtype
 from penstock.ops.batch import SegmentBatch, SinkBatch
@@ -157,6 +157,19 @@ def _visit_limits(layer: LayerSpec) -> Iterator[int]:
             yield from (tokens, tokens + 1)
 
 
+class _ShapedPeers:
+    """Ranks of which there is one, and tensors without memory."""
+
+    def __init__(self, shard: Shard) -> None:
+        self.shard = shard
+
+    def sum(self, x: Tensor) -> Tensor:
+        return x
+
+    def side_by_side(self, x_NV: Tensor) -> Tensor:
+        return x_NV.repeat(1, self.shard.size)
+
+
 class ShapedModel:
     """A decoder with two layers of each kind, and pools for it, of tensors without memory."""
 
@@ -165,19 +178,23 @@ class ShapedModel:
         if job.window_tokens is not None:
             spec = with_sinks(spec, job.sink_tokens, job.window_tokens)
         dtype = resolve_dtype(spec, job.dtype)
+        shard = Shard(0, job.n_ranks)
+        own = spec_of_rank(spec, shard)
         facts = model_facts(
-            spec, "", block_tokens=job.block_tokens, kv_item_bytes=dtype.itemsize, weight_bytes=0,
+            own, "", block_tokens=job.block_tokens, kv_item_bytes=dtype.itemsize, weight_bytes=0,
             max_model_tokens=job.max_model_tokens,
         )  # fmt: skip
-        kinds = {layer: index for index, layer in reversed(list(enumerate(spec.layers)))}
-        self.spec = replace(spec, layers=tuple(kind for kind in kinds for _ in range(2)))
+        kinds = {layer: index for index, layer in reversed(list(enumerate(own.layers)))}
+        self.spec = replace(own, layers=tuple(kind for kind in kinds for _ in range(2)))
+        whole = replace(spec, layers=tuple(spec.layers[index] for index in kinds.values() for _ in range(2)))
         packer = Packer(packing_of(dtype, META, job.quantize, False))
         self._decoder = Decoder(
             self.spec,
             {
                 parameter.name: packer(parameter, torch.empty(parameter.shape, dtype=dtype, device=META))
-                for parameter in parameters_of(self.spec, WeightNames())
+                for parameter in rank_parameters(whole, WeightNames(), shard)
             },
+            None if shard.size == 1 else _ShapedPeers(shard),
         )
         group_of = {layer: group for group, state in enumerate(facts.states) for layer in state.layers}
         self._states = [facts.states[group_of[index]] for index in kinds.values()]

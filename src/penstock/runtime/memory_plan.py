@@ -47,7 +47,10 @@ def show_bytes(n_bytes: int) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryPlan:
-    """Blocks of the KV pools, one pool per state group, and what they are good for."""
+    """Blocks of the KV pools, one pool per state group, and what they are good for.
+
+    n_ranks: how many run the model together; weights and blocks are those of each, and they serve the same sequences.
+    """
 
     weight_bytes: int
     states: tuple[StateSpec, ...]
@@ -55,6 +58,7 @@ class MemoryPlan:
     max_model_tokens: int
     max_rows: int
     n_host_blocks: tuple[int, ...] = ()
+    n_ranks: int = 1
 
     @property
     def kv_bytes(self) -> int:
@@ -91,12 +95,17 @@ class MemoryPlan:
         shown_tokens = min(SHOWN_TOKENS, self.longest_tokens)
         limit = "the model's context" if self.longest_tokens == self.max_model_tokens else "the KV pool"
         return (
-            f"weights: {show_bytes(self.weight_bytes)}",
-            f"KV pool: {show_bytes(self.kv_bytes)}, " + " and ".join(_describe(spec, n) for spec, n in self._pools),
+            f"weights: {show_bytes(self.weight_bytes)}{_on_each(self.n_ranks)}",
+            f"KV pool: {show_bytes(self.kv_bytes)}{_on_each(self.n_ranks)}, "
+            + " and ".join(_describe(spec, n) for spec, n in self._pools),
             *([f"host tier: {show_bytes(self.host_kv_bytes)}, {self._host_share}"] if self.n_host_blocks else []),
             f"longest prompt: {self.longest_prompt_tokens} tokens (limited by {limit})",
             f"at once: {self.concurrency(shown_tokens)} sequences of {shown_tokens} tokens (at most {self.max_rows})",
         )
+
+
+def _on_each(n_ranks: int) -> str:
+    return f" on each of {n_ranks} ranks" if n_ranks > 1 else ""
 
 
 def _describe(spec: StateSpec, n_blocks: int) -> str:
@@ -114,16 +123,23 @@ def longest_tokens(spec: StateSpec, n_blocks: int) -> int:
 
 
 def plan_memory(
-    facts: ModelFacts, *, free_bytes: int, default_kv_bytes: int, kv_bytes: int | None, max_rows: int
+    facts: ModelFacts,
+    *,
+    free_bytes: int,
+    default_kv_bytes: int,
+    kv_bytes: int | None,
+    max_rows: int,
+    n_ranks: int = 1,
 ) -> MemoryPlan:
-    """Divide KV memory into blocks. kv_bytes None: the default.
+    """Divide KV memory into blocks. kv_bytes None: the default. All bytes are those of one rank.
 
     Raises ConfigError if more is asked than is free, or if not even one short sequence fits.
     """
     asked_bytes = default_kv_bytes if kv_bytes is None else kv_bytes
+    asked = f"{show_bytes(asked_bytes)} of KV memory{_on_each(n_ranks)}"
     if asked_bytes > free_bytes:
         raise ConfigError(
-            f"{show_bytes(asked_bytes)} of KV memory do not fit: {show_bytes(free_bytes)} are free beside the weights "
+            f"{asked} do not fit: {show_bytes(free_bytes)} are free beside the weights "
             f"({show_bytes(facts.weight_bytes)}); ask for less"
         )
     shortest_tokens = min(SHORTEST_USEFUL_TOKENS, facts.max_model_tokens)
@@ -131,9 +147,9 @@ def plan_memory(
     if asked_bytes < least_bytes:
         block_bytes = sum(spec.block_bytes for spec in facts.states)
         raise ConfigError(
-            f"{show_bytes(asked_bytes)} of KV memory hold {asked_bytes // block_bytes * facts.states[0].block_tokens} "
+            f"{asked} hold {asked_bytes // block_bytes * facts.states[0].block_tokens} "
             f"tokens of {facts.name}, less than one sequence of {shortest_tokens}; give at least "
-            f"{show_bytes(least_bytes)}"
+            f"{show_bytes(least_bytes * n_ranks)}"
         )
     return MemoryPlan(
         weight_bytes=facts.weight_bytes,
@@ -141,26 +157,28 @@ def plan_memory(
         n_blocks=_divide(facts.states, asked_bytes, facts.max_model_tokens),
         max_model_tokens=facts.max_model_tokens,
         max_rows=max_rows,
+        n_ranks=n_ranks,
     )
 
 
 def with_host_tier(plan: MemoryPlan, host_kv_bytes: int, free_bytes: int) -> MemoryPlan:
-    """The plan with host blocks for every pool, in proportion to the pool; 0 bytes: without any.
+    """The plan with host blocks for every pool, in proportion to the pool; 0 bytes: without any. All of one rank.
 
     Raises ConfigError if more is asked than is free, or too little for one block.
     """
     if not host_kv_bytes:
         return plan
+    asked = f"{show_bytes(host_kv_bytes)} of --host-kv-memory{_on_each(plan.n_ranks)}"
     if host_kv_bytes > free_bytes:
         raise ConfigError(
-            f"{show_bytes(host_kv_bytes)} of --host-kv-memory do not fit: {show_bytes(max(0, free_bytes))} of host "
+            f"{asked} do not fit: {show_bytes(max(0, free_bytes))} of host "
             "memory are free beside the rest; ask for less"
         )
     n_host_blocks = tuple(n * host_kv_bytes // plan.kv_bytes for n in plan.n_blocks)
     if min(n_host_blocks) < 1:
         raise ConfigError(
-            f"{show_bytes(host_kv_bytes)} of --host-kv-memory hold no block of {plan.states[0].block_tokens} tokens; "
-            f"give at least {show_bytes(-(-plan.kv_bytes // min(plan.n_blocks)))}, or 0 for no host tier"
+            f"{asked} hold no block of {plan.states[0].block_tokens} tokens; "
+            f"give at least {show_bytes(-(-plan.kv_bytes // min(plan.n_blocks)) * plan.n_ranks)}, or 0 for no host tier"
         )
     return replace(plan, n_host_blocks=n_host_blocks)
 
