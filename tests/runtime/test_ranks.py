@@ -13,6 +13,7 @@ from random import Random
 import numpy as np
 import psutil
 import pytest
+import torch
 
 from penstock.core.errors import ConfigError, EngineDied, PenstockError, UserError
 from penstock.core.plan import Chunk, DecodeGroup, Plan, RowStart
@@ -20,6 +21,7 @@ from penstock.core.request import SamplingParams
 from penstock.models.weights import load_model
 from penstock.runtime.build import build_executor
 from penstock.runtime.crew import Crew
+from penstock.runtime.peers import ProcessPeers
 from penstock.runtime.rank_messages import CHECK_EVERY_STEPS, Fits, Submit, frame, read_to_rank
 from tests.models.checkpoints import VOCAB_SIZE, make_model, save
 from tests.models.ranks import Table, in_threads
@@ -147,6 +149,21 @@ def test_a_rank_that_draws_another_token_is_noticed(crew_of):
     crew = crew_of(FOLLOWS.format(modulus=50))  # the step 50 is the first to differ
     run_steps(crew, 2 * CHECK_EVERY_STEPS)
     assert "drew other tokens than rank 0 within the first 64 steps" in str(crew.wait_lost())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_every_rank_gets_the_sum_and_all_columns(dtype, tmp_path):
+    """Of two ranks over real sockets, both in this process; numbers that every dtype holds exactly."""
+
+    def work(shard):
+        peers = ProcessPeers(shard, tmp_path / "meeting", torch.device("cpu"))
+        ours = torch.arange(6, dtype=dtype).view(2, 3) + 10 * shard.rank
+        return peers.sum(ours.clone().t()), peers.side_by_side(ours)
+
+    for total, columns in in_threads(2, Table(2), work):
+        assert total.tolist() == [[10, 16], [12, 18], [14, 20]]
+        assert columns.tolist() == [[0, 1, 2, 10, 11, 12], [3, 4, 5, 13, 14, 15]]
+        assert total.dtype == columns.dtype == dtype
 
 
 @pytest.fixture(scope="module")
