@@ -88,7 +88,7 @@ def test_dummy_weights_of_all_ranks_are_those_of_one(name, checkpoint):
     torch.testing.assert_close(found, expected, atol=ATOL, rtol=0)
 
 
-@pytest.mark.parametrize("quantize", ["int8", "int4"])
+@pytest.mark.parametrize("quantize", ["fp8", "int8", "int4"])
 def test_ranks_round_their_own_weights(quantize, checkpoint):
     """Scales are by output and input group of a rank, so results differ from those of one rank as roundings do."""
     folder, ids = checkpoint("qwen3")[1], random_ids(30)

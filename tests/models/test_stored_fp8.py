@@ -11,9 +11,13 @@ from safetensors.torch import load_file, save_file
 
 from penstock.core.errors import CorruptModel, UnsupportedModel
 from penstock.models import stored_fp8
+from penstock.models.families.family import WeightNames
+from penstock.models.parameters import parameters_of
 from penstock.models.read_spec import read_model_spec
+from penstock.models.sharding import part_of_rank
 from penstock.models.weights import load_model
 from penstock.ops.quantized import QuantizedStack, QuantizedWeight
+from tests.models.ranks import on_ranks
 
 FP8 = torch.float8_e4m3fn
 CONFIGS = {
@@ -100,6 +104,28 @@ def test_weights_in_fp8_are_restored_exactly(stored, name, layout):
     assert in_fp8.keys() == plain.keys()
     for key, value in plain.items():
         torch.testing.assert_close(in_fp8[key], value, atol=0, rtol=0, msg=lambda text, key=key: f"{key}: {text}")
+
+
+@pytest.mark.parametrize(
+    ("layout", "quantize"), [*((layout, "none") for layout in CONFIGS), ("row", "fp8"), ("tensor", "fp8")]
+)
+@pytest.mark.parametrize("name", ["qwen3", "qwen3-moe"])
+@pytest.mark.usefixtures("_small_blocks")
+def test_two_ranks_take_their_shares_of_what_is_stored(stored, name, layout, quantize):
+    """Restored, or kept with the scales of their rows."""
+    folder, plain_folder = stored(name, layout)
+    plain, spec = load_model(plain_folder, dtype="float32").tensors, read_model_spec(folder)
+    parameters = {parameter.name: parameter for parameter in parameters_of(spec, WeightNames())}
+    for peers in on_ranks(2, lambda peers: peers):
+        for key, tensor in load_model(folder, dtype="float32", quantize=quantize, peers=peers).tensors.items():
+            expected = part_of_rank(plain[key], parameters[key], spec, peers.shard)
+            torch.testing.assert_close(numbers_of(tensor), expected, atol=0, rtol=0)
+
+
+def numbers_of(tensor):
+    if isinstance(tensor, QuantizedStack):
+        return torch.stack([tensor[expert].dense(torch.float32) for expert in range(tensor.shape[0])])
+    return tensor.dense(torch.float32) if isinstance(tensor, QuantizedWeight) else tensor
 
 
 @pytest.mark.parametrize("layout", ["tensor", "row", "channel"])
