@@ -86,8 +86,18 @@ def test_every_request_ends_in_one_record_with_all_its_tokens(
         assert record.outcome is Outcome.OK
         assert record.completion_tokens == asked.output_tokens
         assert record.prompt_tokens == asked.input_tokens
-        assert record.sent_s <= record.token_s[0] <= record.token_s[1] == record.end_s
+        assert len(record.token_s) == asked.output_tokens
+        assert record.sent_s <= record.token_s[0] <= record.token_s[-1] == record.end_s
+        assert list(record.token_s) == sorted(record.token_s)
     assert all(not instance.engine.has_work for instance in fleet.instances)
+
+
+def test_of_a_long_trace_the_first_requests_have_the_times_of_all_tokens(monkeypatch):
+    monkeypatch.setattr("penstock.sim.fleet.MOST_TIMED", 3)
+    run, _ = simulate(poisson_trace(6, 50, outputs=(10, 20)))
+    assert [record.has_gaps for record in run.records] == [True] * 3 + [False] * 3
+    assert all(len(record.token_s) == (record.output_tokens if record.has_gaps else 2) for record in run.records)
+    assert summarise(run).itl.n == sum(record.output_tokens - 1 for record in run.records[:3])
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_does_not():

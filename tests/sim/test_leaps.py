@@ -88,7 +88,7 @@ def test_leaps_change_nothing(
     )  # fmt: skip
     leapt, leapt_notes, leapt_counters = run(trace, setup, may_leap=True)
     stepped, stepped_notes, counters = run(trace, setup, may_leap=False)
-    assert leapt == stepped
+    assert leapt == stepped  # the times of all tokens, too
     assert [notes.plans for notes in leapt_notes] == [notes.plans for notes in stepped_notes]
     for ours, theirs in zip(leapt_counters, counters, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-9)  # a rate that forgets is a power there, a product here

@@ -104,20 +104,24 @@ class Engine:
         self._ahead = self._foresee()
         return self._clock.now_s() if self._ahead is None else float(self._ahead.ends_s[-1])
 
-    def leap(self, until_s: float = inf) -> None:
-        """Take the steps that begin before then and that `steady_until_s`, just asked, foresaw."""
+    def leap(self, until_s: float = inf) -> tuple[list[Update], list[float]]:
+        """Take the steps that begin before then and that `steady_until_s`, just asked, foresaw.
+
+        Returns (what they brought, when each step's result was there): every update has a token of every step.
+        """
         ahead, self._ahead = self._ahead, None
         now_s = self._clock.now_s()
         if ahead is None or now_s >= until_s:
-            return
+            return [], []
         assert self._foreseeing is not None
         steps = min(len(ahead.ends_s), 1 + int(np.searchsorted(ahead.ends_s, until_s)))
-        leap = self.scheduler.leap(ahead, steps, now_s)
+        leap, updates = self.scheduler.leap(ahead, steps, now_s)
         self._foreseeing.leap(leap)
         self._rename_out(leap)
         self._steps += steps
         self._decode_tokens += steps * leap.decode.tokens
         self._device_s += float(ahead.device_s[:steps].sum())
+        return updates, ahead.ends_s[:steps].tolist()
 
     def _foresee(self) -> Foresight | None:
         if self.log is not None or self._foreseeing is None or len(self._out) != self._look_ahead or not self._out:

@@ -322,8 +322,8 @@ class Scheduler:
         for sibling in self._siblings.let_in(seq):
             self._queue.add(sibling)
 
-    def leap(self, ahead: Foresight, steps: int, now_s: float) -> Leap:
-        """Plan the decode group `steps` times more, and take in as many results. It is now `now_s`.
+    def leap(self, ahead: Foresight, steps: int, now_s: float) -> tuple[Leap, list[Update]]:
+        """Plan the decode group `steps` times more, and take in as many results: the plans, and what they brought.
 
         steps: at most what `leaps.steps` said, and what is foreseen.
         """
@@ -331,8 +331,7 @@ class Scheduler:
         self._next_plan_id += steps
         self._now_s = float(ahead.ends_s[steps - 1])
         self.costs.note_decodes(ahead.device_s[:steps].tolist())
-        self.updates.extend(updates)
-        return leap
+        return leap, updates
 
     # --- results ------------------------------------------------------------------------------------------------------
     def collect(self, planned: Planned, result: StepResult, now_s: float) -> None:

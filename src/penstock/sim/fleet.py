@@ -8,9 +8,11 @@ before the next one. Instances meet at the dispatcher only, which looks at them 
 from __future__ import annotations
 
 import heapq
+from array import array
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from math import inf
 from typing import Protocol
 
 from penstock.core.errors import InvalidRequest, Overloaded
@@ -22,6 +24,8 @@ from penstock.workload.kinds import Pacing
 from penstock.workload.prompts import PromptStream
 from penstock.workload.records import Outcome, RequestRecord, identity
 from penstock.workload.trace import Trace, TraceRequest
+
+MOST_TIMED = 20_000  # requests, the first of a trace, whose record has the time of every token
 
 
 class Dispatcher(Protocol):
@@ -73,6 +77,7 @@ class Fleet:
     pacing: Pacing = Pacing.OPEN
     are_lengths_hidden: bool = False
     records: list[RequestRecord] = field(default_factory=list)
+    _times_s: dict[str, array[float]] = field(default_factory=dict)  # of the tokens of open requests
     _due_s: dict[int, float] = field(default_factory=dict)  # by busy instance
     _open: dict[str, tuple[int, TraceRequest, float]] = field(default_factory=dict)
     _later_turns: defaultdict[str, deque[tuple[int, TraceRequest]]] = field(default_factory=lambda: defaultdict(deque))
@@ -103,8 +108,9 @@ class Fleet:
             if due_s != self._due_s.get(index):
                 continue  # it was given something meanwhile
             instance = self.instances[index]
-            instance.engine.leap()
+            self._leap(instance)
             for update in instance.engine.step():
+                self._note_times(update, (instance.clock.now_s(),) * len(update.tokens))
                 if update.finish is not None:
                     self._end(update, instance, upcoming)
                     on_progress(len(self.records), instance.clock.now_s())
@@ -128,6 +134,16 @@ class Fleet:
         later = {index for turns in self._later_turns.values() for index, _ in turns}
         yield from ((row.arrival_s, index, row) for index, row in known if index not in later)
 
+    def _leap(self, instance: Instance, until_s: float = inf) -> None:
+        updates, ends_s = instance.engine.leap(until_s)
+        for update in updates:
+            self._note_times(update, ends_s)
+
+    def _note_times(self, update: Update, times_s: Iterable[float]) -> None:
+        known = self._times_s.get(update.request_id)
+        if known is not None:
+            known.extend(times_s)
+
     def _note_due(self, instance: Instance, busy: list[tuple[float, int]]) -> None:
         """Say when an instance has to take a step that is not like the last; what was said before is void."""
         if instance.engine.has_work:
@@ -139,7 +155,7 @@ class Fleet:
     def _dispatch(self, at_s: float, index: int, row: TraceRequest) -> Instance:
         """Give a request to an instance, which may refuse it."""
         instance = self.dispatcher.choose(row, self.instances)
-        instance.engine.leap(at_s)
+        self._leap(instance, at_s)
         instance.clock.wait_until(at_s)
         n_output = max(1, row.output_tokens)
         prompt = self.prompts.prompt(index, row)
@@ -168,6 +184,8 @@ class Fleet:
             self.records.append(replace(record, sent_s=at_s, end_s=at_s))
         else:
             self._open[request.id] = index, row, at_s
+            if index < MOST_TIMED:
+                self._times_s[request.id] = array("d")
         return instance
 
     def _end(self, update: Update, instance: Instance, upcoming: list[tuple[float, int, TraceRequest]]) -> None:
@@ -175,6 +193,11 @@ class Fleet:
         del self.answers.tokens[index]
         stats, end_s = update.stats, instance.clock.now_s()
         assert stats is not None
+        times_s = self._times_s.pop(update.request_id, None)
+        if times_s is not None:
+            token_s = tuple(times_s)
+        else:
+            token_s = () if stats.ttft_s is None else (min(sent_s + stats.ttft_s, end_s), end_s)
         is_ok = update.finish in (FinishReason.STOP, FinishReason.LENGTH) and stats.ttft_s is not None
         self.records.append(
             RequestRecord(
@@ -183,8 +206,8 @@ class Fleet:
                 sent_s=sent_s,
                 end_s=end_s,
                 outcome=Outcome.OK if is_ok else Outcome.ERROR,
-                token_s=() if stats.ttft_s is None else (min(sent_s + stats.ttft_s, end_s), end_s),
-                has_gaps=False,
+                token_s=token_s,
+                has_gaps=times_s is not None,
                 prompt_tokens=stats.prompt_tokens,
                 completion_tokens=stats.output_tokens,
                 cached_tokens=stats.cached_tokens,
