@@ -300,12 +300,14 @@ def demonstrate(
     """Measure what a published system does, on and off in one run, on the bundled model."""
     from penstock.core.errors import UnknownName
     from penstock.demonstrations import DEMONSTRATIONS, PAGES
+    from penstock.workload.commands import check_outputs
 
     if system not in DEMONSTRATIONS:
         raise UnknownName("demonstration", system, DEMONSTRATIONS)
     if html is None:
         DEMONSTRATIONS[system](tokens)
     elif system in PAGES:
+        check_outputs(None, html)
         PAGES[system](tokens, html)
     else:
         raise ConfigError(f"{system} writes no page: leave out --html; these do: {', '.join(PAGES)}")

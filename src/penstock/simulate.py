@@ -19,6 +19,7 @@ from penstock.workload.commands import (
     Scale,
     ShowProgress,
     TraceName,
+    check_outputs,
     load_trace,
     one_line_errors,
     parse_objective,
@@ -102,6 +103,7 @@ def simulate_command(
             run_calibration(replay_log, profile, console)
             raise typer.Exit(0)
         limits = parse_objective(objective)
+        check_outputs(out, html)
         rows = load_trace(trace, seed, rate_per_s=rate_per_s, duration_s=duration_s, scale=scale)
         rows = scale_rate(rows, speed, scales_pauses=True) if speed != 1 else rows
         rows = take(rows, limit) if limit is not None else rows

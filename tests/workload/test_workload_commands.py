@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import subprocess
 import sys
 import threading
@@ -111,6 +112,50 @@ def test_traffic_can_be_made_for_a_replay(server, tmp_path):
     assert (run.header.trace, run.header.trace_seed) == ("bursts", 7)
 
 
+def test_many_clients_are_a_short_table_and_a_run_without_limits_says_so(server, tmp_path):
+    trace = tmp_path / "t.jsonl"
+    rows = [f'{{"arrival_s":0,"input_tokens":3,"output_tokens":2,"client":"c{place:03d}"}}' for place in range(50)]
+    trace.write_text("\n".join(['{"penstock_trace":1,"name":"t"}', *rows]))
+    ran = penstock("replay", "-t", trace, "-u", server, "--no-progress")
+    assert ran.exit_code == 0, ran.output
+    assert ran.output.count("│ c0") == 20
+    assert "the 20 of 50 clients whose limits are kept least" in ran.output
+    assert "no request has limits" in ran.output
+
+
+def test_an_interrupted_replay_reports_and_writes_what_there_is(tmp_path):
+    """Ctrl-C as a real signal, sent to the client's process by the server that it asks."""
+    out, child = tmp_path / "r.json", []
+
+    def interrupt(number: int, body: dict) -> str:
+        if number == 5:
+            child[0].send_signal(signal.SIGINT)
+        return "ok"
+
+    async def main() -> tuple[int, str]:
+        async with serving(FakeServer(behaviour=interrupt)) as url:
+            command = (
+                "replay", "-t", "steady", "--rate-per-s", "20", "--scale", "0.01", "-u", url, "-o", str(out),
+            )  # fmt: skip
+            asked = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "penstock.cli", *command,
+                stdout=subprocess.PIPE,
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a shell's `&` ignores it
+            )  # fmt: skip
+            child.append(asked)
+            shown, _ = await asyncio.wait_for(asked.communicate(), timeout=100)
+            assert asked.returncode is not None
+            return asked.returncode, shown.decode()
+
+    code, shown = asyncio.run(main())
+    assert code == 0
+    assert "! interrupted: the figures are of what had ended" in shown
+    run = read_run(out)
+    assert not run.header.is_whole
+    assert len(run.records) > 10_000  # every request of the trace has its record, sent or not
+    assert 1 <= sum(record.is_ok for record in run.records) < 100
+
+
 def test_a_replay_without_a_server_is_one_line_and_status_2(azure):
     ran = penstock("replay", "--trace", azure, "--url", "http://127.0.0.1:9")
     assert ran.exit_code == 2
@@ -128,6 +173,10 @@ def test_a_replay_without_a_server_is_one_line_and_status_2(azure):
         ("replay", "--trace", "bursts", "--scale", "0"),
         ("replay", "--objective", "ttft:1"),
         ("replay", "--objective", "ttft=-1"),
+        ("replay", "--out", "no/such/folder/r.json"),
+        ("replay", "--html", "."),
+        ("trace", "fit", "steady", "--out", "no/such/folder/f.json"),
+        ("trace", "show", "steady", "--html", "no/such/folder/t.html"),
         ("report", "none.json"),
         ("trace", "show", "none.csv"),
         ("trace", "generate", "--out", "t.jsonl", "--rate-per-s", "0"),

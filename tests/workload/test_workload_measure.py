@@ -123,3 +123,17 @@ def test_jain_at_its_ends():
     assert jain([1.0, 0.0, 0.0]) == pytest.approx(1 / 3)
     assert jain([0.0, 0.0]) == 1.0
     assert jain([5.0]) is None
+
+
+@pytest.mark.parametrize(
+    ("own", "fallback", "said"),
+    [
+        ([Objective(), Objective()], Objective(), "none"),
+        ([Objective(), Objective()], Objective(ttft_s=1.0, tpot_s=0.05), "TTFT 1 s, TPOT 0.05 s"),
+        ([Objective(deadline_s=9.0, weight=2.0), Objective(deadline_s=9.0)], Objective(), "deadline 9 s"),
+        ([Objective(ttft_s=1.0), Objective()], Objective(ttft_s=2.0), "2 different ones"),
+    ],
+)
+def test_a_summary_says_which_limits_it_counts_by(own, fallback, said):
+    records = (record(place, 0.0, 1.0, objective=objective) for place, objective in enumerate(own))
+    assert summarise(run_of(*records), fallback).limits == said

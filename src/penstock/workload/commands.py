@@ -96,6 +96,7 @@ def replay_command(
     console = Console()
     with one_line_errors():
         fallback = parse_objective(objective)
+        check_outputs(out, html)
         rows = load_trace(trace, seed, rate_per_s=rate_per_s, duration_s=duration_s, scale=scale)
         rows = take(rows, limit) if limit is not None else rows
         rows = clip(rows, max_input_tokens=max_input_tokens, max_output_tokens=max_output_tokens)
@@ -194,6 +195,19 @@ def load_trace(
             "--max-input-tokens, or `penstock trace convert`"
         )
     return bursty_demo_trace(seed=seed) if name == DEMO else open_trace(Path(name))
+
+
+def check_outputs(out: Path | None, html: Path | None) -> None:
+    """What a run writes at its end can be written. Raises ReplayError: before a long run, rather than behind it."""
+    from penstock.workload.html import check_can_plot
+    from penstock.workload.records import ReplayError
+
+    for path in (out, html):
+        if path is not None and (path.is_dir() or not os.access(path.parent, os.W_OK)):
+            why = "it is a folder" if path.is_dir() else f"there is no folder {path.parent} that can be written to"
+            raise ReplayError(f"cannot write {path}: {why}. Check the path.")
+    if html is not None:
+        check_can_plot()
 
 
 def parse_objective(text: str) -> Objective:

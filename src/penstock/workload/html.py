@@ -40,6 +40,11 @@ class Section:
     figures: Sequence[Figure] = ()
 
 
+def check_can_plot() -> None:
+    """Raises ReplayError without matplotlib: before a long run, rather than behind it."""
+    new_figure(height_in=1.0)
+
+
 def new_figure(*, height_in: float) -> Figure:
     """An empty figure as wide as a page. Raises ReplayError without matplotlib."""
     try:

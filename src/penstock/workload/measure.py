@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -56,7 +56,7 @@ class ClientShare:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """The figures of one run. duration_s: first request sent to last request ended.
+    """The figures of one run. duration_s: first request sent to last request ended. limits: of the requests, in words.
 
     attainment_frac: share of *all* requests that were answered in full and within their limits; goodput is the same
     per second. short_answers: answered with fewer tokens than the trace asked for. jain_*: Jain's index over clients
@@ -64,6 +64,7 @@ class Summary:
     """
 
     requests: int
+    limits: str
     outcomes: dict[str, int]
     duration_s: float
     requests_per_s: float
@@ -97,6 +98,7 @@ def summarise(run: Run, objective: Objective = NO_OBJECTIVE) -> Summary:
     clients = _clients(records, objective)
     return Summary(
         requests=len(records),
+        limits=_limits_in_words(records, objective),
         outcomes=dict(sorted(Counter(record.outcome.value for record in records).items())),
         duration_s=duration_s,
         requests_per_s=_per_s(len(good), duration_s),
@@ -120,6 +122,20 @@ def summarise(run: Run, objective: Objective = NO_OBJECTIVE) -> Summary:
 
 def limits(record: RequestRecord, fallback: Objective) -> Objective:
     return fallback if record.objective == NO_OBJECTIVE else record.objective
+
+
+NO_LIMITS = "none"
+
+
+def _limits_in_words(records: Sequence[RequestRecord], fallback: Objective) -> str:
+    found = {replace(limits(record, fallback), weight=1.0) for record in records}
+    if found <= {NO_OBJECTIVE}:
+        return NO_LIMITS
+    if len(found) > 1:
+        return f"{len(found)} different ones"
+    one = found.pop()
+    named = (("TTFT", one.ttft_s), ("TPOT", one.tpot_s), ("deadline", one.deadline_s))
+    return ", ".join(f"{name} {limit_s:g} s" for name, limit_s in named if limit_s is not None)
 
 
 def run_duration_s(records: Sequence[RequestRecord]) -> float:

@@ -11,8 +11,8 @@ from __future__ import annotations
 import csv
 import itertools
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -21,6 +21,7 @@ from penstock.core.errors import UnknownName
 from penstock.workload.csv_rows import CsvRow, csv_columns, csv_in_order
 from penstock.workload.parquet import read_parquet
 from penstock.workload.trace import (
+    Tally,
     Trace,
     TraceError,
     TraceHeader,
@@ -40,15 +41,6 @@ CSV_COLUMNS = {"burstgpt": BURSTGPT_COLUMNS, "azure": AZURE_COLUMNS}
 MAX_FIRST_BYTES = 1 << 20
 MAGIC = {b"PAR1": "parquet", b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2"}
 LOG_TYPES = {"Conversation log": "conversation", "API log": "api"}
-
-
-@dataclass(slots=True)
-class Tally:
-    """What a reader noticed in passing. wrong_totals: rows whose total is not the sum of their parts."""
-
-    rows: int = 0
-    failed: int = 0
-    wrong_totals: int = 0
 
 
 def open_trace(path: Path, format_name: str | None = None) -> Trace:
@@ -104,7 +96,7 @@ def _keys(text: str) -> set[str]:
     return set(row) if isinstance(row, dict) else set()
 
 
-def read_burstgpt(path: Path, *, spread_seed: int | None = 0, tally: Tally | None = None) -> Trace:
+def read_burstgpt(path: Path, *, spread_seed: int | None = 0) -> Trace:
     """BurstGPT csv. spread_seed: rows of one second are spread uniformly over it with this seed; None leaves them."""
     columns = csv_columns(path, BURSTGPT_COLUMNS)
     has_sessions = set(BURSTGPT_SESSION_COLUMNS) <= set(columns)
@@ -115,47 +107,45 @@ def read_burstgpt(path: Path, *, spread_seed: int | None = 0, tally: Tally | Non
         parameters={"reader": "burstgpt", "has_sessions": has_sessions},
         steps=(f"read BurstGPT csv, rows of one second {spread}",),
     )
-    return Trace(header, lambda: _burstgpt_rows(path, spread_seed, tally or Tally()))
+    tally = Tally()
+    return Trace(header, lambda: _burstgpt_rows(path, spread_seed, has_sessions, tally), tally)
 
 
-def _burstgpt_rows(path: Path, spread_seed: int | None, tally: Tally) -> Iterator[TraceRequest]:
+def _burstgpt_rows(path: Path, spread_seed: int | None, has_sessions: bool, tally: Tally) -> Iterator[TraceRequest]:
     rng = None if spread_seed is None else np.random.default_rng(spread_seed)
-    turns: dict[str, int] = {}
-    ends_s: dict[str, float] = {}
+    tally.wrong_totals = 0
+    sessions: dict[str, tuple[int, float | None]] = {}
     rows = csv_in_order(path, BURSTGPT_COLUMNS, lambda row: row.number("Timestamp"), "Timestamp")
     for second_s, group in itertools.groupby(rows, key=lambda timed: timed[0]):
         together = [row for _, row in group]
         offsets_s = np.zeros(len(together)) if rng is None else np.sort(rng.random(len(together)))
-        for row, offset_s in zip(together, offsets_s, strict=True):
-            yield _burstgpt_request(row, round(second_s + float(offset_s), 6), turns, ends_s, tally)
+        for row, offset_s in zip(together, offsets_s.tolist(), strict=True):
+            input_tokens, output_tokens = row.count("Request tokens"), row.count("Response tokens")
+            tally.wrong_totals += row.count("Total tokens") != input_tokens + output_tokens
+            arrival_s = round(second_s + offset_s, 6)
+            turn = _burstgpt_turn(row, arrival_s, sessions) if has_sessions else {}
+            yield TraceRequest(
+                arrival_s=arrival_s,
+                input_tokens=input_tokens,
+                output_tokens=output_tokens,
+                category=row.choice("Log Type", LOG_TYPES),
+                model=row.text("Model"),
+                **turn,
+            )
 
 
-def _burstgpt_request(
-    row: CsvRow, arrival_s: float, turns: dict[str, int], ends_s: dict[str, float], tally: Tally
-) -> TraceRequest:
-    input_tokens, output_tokens = row.count("Request tokens"), row.count("Response tokens")
-    session, turn, pause_s = row.text("Session ID") or None, 0, None
+def _burstgpt_turn(row: CsvRow, arrival_s: float, sessions: dict[str, tuple[int, float | None]]) -> dict[str, Any]:
+    """The fields of a request that belongs to a session. sessions: the last turn of each, and when its answer ended."""
     elapsed_s = row.number("Elapsed time") if row.text("Elapsed time") else None
-    if session is not None:
-        turn = turns[session] = turns.get(session, -1) + 1
-        if session in ends_s:
-            pause_s = max(0.0, round(arrival_s - ends_s[session], 6))
-        if elapsed_s is not None:
-            ends_s[session] = arrival_s + elapsed_s
-    tally.rows += 1
-    tally.failed += output_tokens == 0
-    tally.wrong_totals += row.count("Total tokens") != input_tokens + output_tokens
-    return TraceRequest(
-        arrival_s=arrival_s,
-        input_tokens=input_tokens,
-        output_tokens=output_tokens,
-        session=session,
-        turn=turn,
-        pause_s=pause_s,
-        elapsed_s=elapsed_s,
-        category=row.choice("Log Type", LOG_TYPES),
-        model=row.text("Model"),
-    )
+    session = row.text("Session ID")
+    if not session:
+        return {"elapsed_s": elapsed_s}
+    last_turn, ended_s = sessions.get(session, (-1, None))
+    pause_s = None if ended_s is None else max(0.0, round(arrival_s - ended_s, 6))
+    if elapsed_s is not None:
+        ended_s = arrival_s + elapsed_s
+    sessions[session] = last_turn + 1, ended_s
+    return {"session": session, "turn": last_turn + 1, "pause_s": pause_s, "elapsed_s": elapsed_s}
 
 
 def write_burstgpt(path: Path, trace: Trace) -> int:

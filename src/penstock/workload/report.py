@@ -13,10 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from penstock.workload.compare import Comparison, Difference
-from penstock.workload.measure import Spread, Summary
-from penstock.workload.records import Run
+from penstock.workload.measure import NO_LIMITS, Spread, Summary
+from penstock.workload.records import ReplayError, Run
 
 LAG_WARNING_S = 0.010
+MOST_CLIENTS = 20  # rows of a table
 SPREADS = (
     ("ttft", "TTFT, sent to first token"),
     ("tpot", "TPOT, per token after it"),
@@ -28,9 +29,15 @@ SPREADS = (
 
 
 def write_run(path: Path, run: Run, summary: Summary) -> None:
-    """Write header, summary and every record; `read_run` takes the records and ignores the summary."""
+    """Write header, summary and every record; `read_run` takes the records and ignores the summary.
+
+    Raises ReplayError if the file cannot be written.
+    """
     document: dict[str, Any] = {"header": run.header, "summary": summary, "records": run.records}
-    path.write_bytes(msgspec.json.encode(document) + b"\n")
+    try:
+        path.write_bytes(msgspec.json.encode(document) + b"\n")
+    except OSError as error:
+        raise ReplayError(f"cannot write {path}: {error.strerror}. Check the path.") from error
 
 
 def render(run: Run, summary: Summary) -> RenderableType:
@@ -45,6 +52,8 @@ def render(run: Run, summary: Summary) -> RenderableType:
 def notes(run: Run, summary: Summary) -> list[str]:
     """What a reader must know before believing the figures."""
     found = [] if run.header.is_whole else ["interrupted: the figures are of what had ended"]
+    if summary.limits == NO_LIMITS:
+        found.append("no request has limits, so goodput and attainment are of all that was answered: give --objective")
     failed = {name: count for name, count in summary.outcomes.items() if name != "ok"}
     if failed:
         listed = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in failed.items())
@@ -93,6 +102,7 @@ def _rates(summary: Summary) -> Table:
     table.columns[1].justify = "right"
     table.add_row("answered, requests/s", f"{summary.requests_per_s:.2f}")
     table.add_row("output, tokens/s", f"{summary.output_tokens_per_s:.1f}")
+    table.add_row("limits", summary.limits)
     table.add_row("goodput, requests/s within all limits", f"{summary.goodput_per_s:.2f}")
     table.add_row("attainment, share of all requests", f"{summary.attainment_frac:.1%}")
     if summary.weighted_attainment_frac != summary.attainment_frac:
@@ -100,6 +110,9 @@ def _rates(summary: Summary) -> Table:
     for title, index in (("limits kept", summary.jain_kept), ("pace", summary.jain_pace)):
         if index is not None:
             table.add_row(f"fairness between clients, {title} (Jain)", f"{index:.3f}")
+    if len(summary.clients) > 1:
+        kept = [share.kept_frac for share in summary.clients]
+        table.add_row("limits kept, worst and best client", f"{min(kept):.1%}, {max(kept):.1%}")
     return table
 
 
@@ -107,9 +120,13 @@ def _clients(summary: Summary) -> Table:
     table = Table("client", "requests", "limits kept", "ms per token")
     for column in table.columns[1:]:
         column.justify = "right"
-    for share in summary.clients:
+    worst_first = sorted(summary.clients, key=lambda share: (share.kept_frac, share.client))
+    shown = summary.clients if len(worst_first) <= MOST_CLIENTS else worst_first[:MOST_CLIENTS]
+    for share in shown:
         pace = ms(share.mean_pace_s) if share.mean_pace_s is not None else "-"
         table.add_row(share.client or "(none)", str(share.requests), f"{share.kept_frac:.1%}", pace)
+    if len(shown) < len(worst_first):
+        table.caption = f"the {len(shown)} of {len(worst_first)} clients whose limits are kept least"
     return table
 
 

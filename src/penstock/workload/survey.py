@@ -133,7 +133,8 @@ class Rates:
 
 @dataclass(slots=True, kw_only=True)
 class Survey:
-    """What a trace holds. together: gaps of 0. n_blocks, n_shared: block hashes, and those of a prefix seen before."""
+    """What a trace holds. together: gaps of 0. n_blocks, n_shared: block hashes, and those of a prefix seen before.
+    wrong_totals: rows whose total is not the sum of their parts, None where the format has no totals."""
 
     header: TraceHeader
     first_s: float = 0.0
@@ -150,6 +151,7 @@ class Survey:
     blocks: Followed[int] = field(default_factory=Followed)
     n_blocks: int = 0
     n_shared: int = 0
+    wrong_totals: int | None = None
 
     @property
     def requests(self) -> int:
@@ -197,4 +199,5 @@ def survey(trace: Trace) -> Survey:
         found.take(chunk)
     if found.requests == 0:
         raise TraceError(f"{trace.header.name}: no request is left")
+    found.wrong_totals = None if trace.tally is None else trace.tally.wrong_totals
     return found

@@ -103,12 +103,23 @@ class TraceHeader:
             raise TraceError(f"block_tokens is {self.block_tokens}: give 1 or more")
 
 
+@dataclass(slots=True)
+class Tally:
+    """What a reader noticed in its last walk. wrong_totals: rows whose total is not the sum of their parts."""
+
+    wrong_totals: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """A header and a way to walk the requests from the start, in order of arrival, as often as asked."""
+    """A header and a way to walk the requests from the start, in order of arrival, as often as asked.
+
+    tally: kept by the reader, if it keeps one.
+    """
 
     header: TraceHeader
     source: Callable[[], Iterator[TraceRequest]]
+    tally: Tally | None = None
 
     def __iter__(self) -> Iterator[TraceRequest]:
         return self.source()

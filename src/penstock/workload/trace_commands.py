@@ -87,7 +87,7 @@ def counted(trace: Trace) -> Iterator[Trace]:
         yield trace
         return
     with status:
-        yield Trace(trace.header, source)
+        yield Trace(trace.header, source, trace.tally)
 
 
 @trace_app.command("convert")

@@ -28,6 +28,8 @@ def trace_table(found: Survey) -> Table:
     table.add_row("input tokens", f"mean {found.inputs.mean:.0f}", *_percentiles(found.inputs, "{:.0f}"))
     table.add_row("output tokens", f"mean {found.outputs.mean:.0f}", *_percentiles(found.outputs, "{:.0f}"))
     table.add_row("failed", f"{found.failed / found.requests:.2%}")
+    if found.wrong_totals is not None:
+        table.add_row("total is not the sum", f"{found.wrong_totals} rows")
     if found.turns.counts:
         counts = np.array(list(found.turns.counts.values()), dtype=float)
         turns = Distribution()
