@@ -89,3 +89,13 @@ def test_the_interval_holds_the_true_difference_about_as_often_as_it_says():
         ttft = found["TTFT p50"]
         held += ttft.low <= 1000 * (np.exp(0.3) - 1.0) <= ttft.high
     assert held >= 16
+
+
+def test_the_length_of_a_run_is_drawn_with_its_requests():
+    """All is kept in both, and the second waits longer for its last answer: the change has a width."""
+    a = run_with(np.full(60, 0.5))
+    last = a.records[-1]
+    b = Run(header=a.header, records=(*a.records[:-1], replace(last, end_s=last.end_s + 1.0)))
+    goodput = by_name(a, b)["goodput"]
+    assert goodput.low < 0 == goodput.high
+    assert goodput.verdict == "same"

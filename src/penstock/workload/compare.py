@@ -13,10 +13,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from penstock.core.request import NO_OBJECTIVE, Objective
 from penstock.workload.lengths import Floats
-from penstock.workload.measure import limits, run_duration_s
+from penstock.workload.measure import limits
 from penstock.workload.records import RequestRecord, Run
 
 N_DRAWS = 1000
@@ -52,7 +53,8 @@ class Comparison:
     differences: tuple[Difference, ...]
 
 
-Figure = Callable[[Floats], Floats]  # draws x values, NaN where a request has none -> one figure per draw
+# draws x requests, NaN where a request has no value (for rates also x counted, sent, ended) -> one figure per draw
+Figure = Callable[[Floats], Floats]
 
 
 def _percentile(percent: float) -> Figure:
@@ -93,8 +95,8 @@ def compare(a: Run, b: Run, objective: Objective = NO_OBJECTIVE, *, seed: int = 
         for percent in (50, 90, 99)
     ]
     found.append(differ("attainment", "%", lambda run: 100 * _kept(run, objective), _mean, False))
-    found.append(differ("goodput", "requests/s", lambda run: _rate(run, _kept(run, objective)), _mean, False))
-    found.append(differ("output", "tokens/s", lambda run: _rate(run, _tokens(run)), _mean, False))
+    found.append(differ("goodput", "requests/s", lambda run: _timed(run, _kept(run, objective)), _rate, False))
+    found.append(differ("output", "tokens/s", lambda run: _timed(run, _tokens(run)), _rate, False))
     return Comparison(name_a=a.name, name_b=b.name, is_paired=is_paired, differences=tuple(found))
 
 
@@ -118,14 +120,21 @@ def _tokens(run: Run) -> Floats:
     return np.array([record.n_tokens for record in run.records], dtype=float)
 
 
-def _rate(run: Run, counts: Floats) -> Floats:
-    """Scaled so that the mean over all requests is the rate; the length of the run is held."""
-    duration_s = run_duration_s(run.records)
-    return counts * counts.size / duration_s if duration_s > 0 else np.zeros(counts.size)
+def _timed(run: Run, counts: Floats) -> Floats:
+    """What is counted of each request, and when it was sent and ended; a run's length is drawn with its requests."""
+    times_s = [(record.sent_s, record.end_s) for record in run.records]
+    return np.column_stack([counts, np.array(times_s, dtype=float).reshape(-1, 2)])
+
+
+def _rate(draws: Floats) -> Floats:
+    counted, sent_s, ended_s = draws[..., 0], draws[..., 1], draws[..., 2]
+    lengths_s = np.nanmax(ended_s, axis=1) - np.nanmin(sent_s, axis=1)
+    rates: Floats = np.divide(counted.sum(axis=1), lengths_s, out=np.zeros(lengths_s.size), where=lengths_s > 0)
+    return rates
 
 
 def _once(figure: Figure, values: Floats) -> float | None:
-    if not np.isfinite(values).any():
+    if values.size == 0 or not _is_usable(values[None])[0]:
         return None
     return float(figure(values[None, :])[0])
 
@@ -135,19 +144,27 @@ def _interval(
 ) -> tuple[float, float] | tuple[None, None]:
     """Of the difference b - a. Every figure of a comparison gets the same draws."""
     a, b = values
-    if not np.isfinite(a).any() or not np.isfinite(b).any():
+    if not _is_usable(a[None])[0] or not _is_usable(b[None])[0]:
         return None, None
     batch = max(1, MAX_BATCH_VALUES // max(a.size, b.size))
     differences: list[Floats] = []
     for start in range(0, N_DRAWS, batch):
         count = min(batch, N_DRAWS - start)
-        places_a = rng.integers(0, a.size, (count, a.size))
-        places_b = places_a if is_paired else rng.integers(0, b.size, (count, b.size))
+        places_a = rng.integers(0, len(a), (count, len(a)))
+        places_b = places_a if is_paired else rng.integers(0, len(b), (count, len(b)))
         drawn_a, drawn_b = a[places_a], b[places_b]
-        usable = np.isfinite(drawn_a).any(axis=1) & np.isfinite(drawn_b).any(axis=1)  # a draw may miss every answer
+        usable = _is_usable(drawn_a) & _is_usable(drawn_b)
         differences.append(figure(drawn_b[usable]) - figure(drawn_a[usable]))
     joined = np.concatenate(differences)
     if joined.size == 0:
         return None, None
     low, high = np.percentile(joined, INTERVAL)
     return float(low), float(high)
+
+
+def _is_usable(draws: Floats) -> NDArray[np.bool_]:
+    """Which draws hold at least one request with all that is needed; a draw may miss every answer."""
+    known: NDArray[np.bool_] = np.isfinite(draws)
+    if known.ndim == 3:
+        known = np.all(known, axis=2)
+    return np.asarray(np.any(known, axis=1), dtype=np.bool_)
