@@ -28,6 +28,7 @@ from penstock.text.bad_words import with_bad_word_ids
 from penstock.text.chat_template import ChatTemplate
 from penstock.text.tokenizer import Tokenizer
 
+OTHER_NAMES = {"tensor_parallel_size": "tensor_parallel"}  # that people know from elsewhere
 Prompt = str | Sequence[int]
 Messages = list[dict[str, Any]]
 
@@ -79,6 +80,7 @@ class _Front:
     def __init__(self, model: str | None, options: dict[str, Any]) -> None:
         if model is not None:
             options = {**options, "model": str(model)}
+        options = {OTHER_NAMES.get(name, name): value for name, value in options.items()}
         seed = options.pop("seed", None)
         self.options = make_options(options)
         self.tokenizer = Tokenizer.from_path(self.options.model_path)

@@ -38,7 +38,7 @@ def wait_gone(processes: list[psutil.Process]) -> None:
 def test_two_ranks_write_what_one_writes_until_one_is_killed():
     with LLM(**OPTIONS) as alone:
         expected = tokens_of(alone)
-    with LLM(**OPTIONS, tensor_parallel=2) as llm:
+    with LLM(**OPTIONS, tensor_parallel_size=2) as llm:
         assert tokens_of(llm) == expected
         (rank,) = ranks_below(psutil.Process())
         threading.Timer(0.3, rank.send_signal, (signal.SIGKILL,)).start()
