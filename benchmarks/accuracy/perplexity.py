@@ -14,7 +14,7 @@ import math
 import platform
 
 from penstock.demonstrations.streaming_llm import TRAINED_TOKENS, perplexities, unseen_text
-from penstock.models.packing import QUANTIZATIONS
+from penstock.models.rounded import QUANTIZATIONS
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from penstock.bench.shapes import SHAPES, folder_of
-from penstock.core.errors import ConfigError
+from penstock.core.errors import ConfigError, UnknownName
 from penstock.core.executor import ModelFacts
 from penstock.cost.devices import DEVICES, device_of
 from penstock.cost.model import CostModel, Roofline, Work
@@ -20,6 +20,7 @@ from penstock.models.facts import key_costs, model_facts
 from penstock.models.families.family import WeightNames
 from penstock.models.parameters import parameters_of
 from penstock.models.read_spec import ITEM_BYTES, read_model_spec
+from penstock.models.rounded import QUANTIZATIONS, bytes_by_rows
 from penstock.models.spec import ExpertsSpec, ModelSpec
 from penstock.models.streaming import with_sinks
 from penstock.options import BUNDLED
@@ -33,10 +34,11 @@ ENDLESS_BYTES = 2**60  # of host memory: what a simulated host has is not bounde
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Described:
-    """A model by its description: no weight was read."""
+    """A model by its description: no weight was read. quantize: how its weights are rounded."""
 
     name: str
     spec: ModelSpec
+    quantize: str = "none"
 
     @property
     def item_bytes(self) -> int:
@@ -50,17 +52,20 @@ class Described:
         experts = sum(p.elements for p in parameters if len(p.shape) == 3)
         dense = sum(p.elements for p in parameters if len(p.shape) != 3 and (p.name != "embed" or spec.is_tied))
         mlps = [layer.mlp for layer in spec.layers if isinstance(layer.mlp, ExpertsSpec)]
+        sizes = {p.name: bytes_by_rows(p, self.quantize, self.item_bytes) for p in parameters}
+        expert_bytes = sum(sizes[p.name] for p in parameters if len(p.shape) == 3)
+        embedding_bytes = 0 if spec.is_tied else sizes["embed"]
         n_experts, top_k = (mlps[0].n_experts, mlps[0].top_k) if mlps else (0, 0)
         return ModelShape(
             name=self.name,
-            weight_bytes=self.item_bytes * sum(p.elements for p in parameters),
-            dense_weights=dense,
-            expert_weights=experts,
+            weight_bytes=sum(sizes.values()),
+            dense_bytes=sum(sizes.values()) - expert_bytes - embedding_bytes,
+            expert_bytes=expert_bytes,
+            head_bytes=sizes["embed" if spec.is_tied else "head"],
             active_weights=dense - head + (experts * top_k // n_experts if n_experts else 0),
             head_weights=head,
             n_experts=n_experts,
             top_k=top_k,
-            item_bytes=self.item_bytes,
             kv_token_bytes=self.item_bytes * sum(numbers for _, _, numbers in key_costs(spec)),
             key_flops=sum(flops for _, flops, _ in key_costs(spec)),
         )
@@ -80,13 +85,15 @@ class Described:
 
 
 @lru_cache
-def described(model: str) -> Described:
+def described(model: str, quantize: str = "none") -> Described:
     """A shape that is known by name, a bundled model, or a Hugging Face directory or GGUF file. Raises ModelError."""
+    if quantize not in QUANTIZATIONS:
+        raise UnknownName("quantization", quantize, QUANTIZATIONS)
     if model in SHAPES:
         with folder_of(model) as folder:
-            return Described(name=model, spec=read_model_spec(folder))
+            return Described(name=model, spec=read_model_spec(folder), quantize=quantize)
     path = BUNDLED.get(model, Path(model).expanduser())
-    return Described(name=path.resolve().name, spec=read_model_spec(path))
+    return Described(name=path.resolve().name, spec=read_model_spec(path), quantize=quantize)
 
 
 def hardware_of(
@@ -127,7 +134,8 @@ def hardware_of(
         max_rows=max_rows,
     )
     plan = with_host_tier(plan, host_kv_bytes, ENDLESS_BYTES)
-    cost = measured_cost(model.name, device.name, profile)
+    is_as_shipped = model.quantize == "none"  # what ships was measured with weights as checkpoints have them
+    cost = measured_cost(model.name, device.name, profile) if is_as_shipped or profile is not None else None
     return Hardware(
         facts=facts,
         device=device,

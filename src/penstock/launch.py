@@ -123,7 +123,7 @@ def _simulated(options: EngineOptions, on_phase: OnPhase, tracer: Tracer | None)
     from penstock.text.tokenizer import Tokenizer
 
     hardware = hardware_of(
-        described(options.model),
+        described(options.model, options.quantize),
         SIMULATED_DEVICE if options.device == "auto" else options.device,
         max_rows=options.max_running,
         block_tokens=options.block_tokens,

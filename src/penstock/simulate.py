@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from penstock.core.request import NO_OBJECTIVE, Objective
+from penstock.flags import Quantize
 from penstock.workload.commands import (
     DEMO,
     DurationS,
@@ -43,6 +44,7 @@ def simulate_command(
         list[str] | None,
         typer.Option(help="a100, h100, h200, b200, l4, rtx4090 or cpu; with --search, repeat it. [default: h200]"),
     ] = None,
+    quantize: Quantize = "none",
     profile: Annotated[
         Path | None,
         typer.Option(help="A cost model that `penstock profile` wrote. [default: one that ships, or data sheets]"),
@@ -113,7 +115,7 @@ def simulate_command(
         if search and limits == NO_OBJECTIVE:
             raise ConfigError("--search needs limits to hold: give --slo, as --slo ttft=1,tpot=0.05")
         kv_bytes = None if kv_memory is None else parse_bytes(kv_memory)
-        what = described(model)
+        what = described(model, quantize)
         setups = []
         for preset in policy or ["default"]:
             build_policies(preset)  # a wrong name is told before anything runs

@@ -44,9 +44,19 @@ def test_active_weights_are_what_the_names_say(name, active_billions):
 
 def test_many_tokens_touch_all_experts_and_one_touches_its_own():
     shape = described("qwen3-30b-a3b").shape()
-    dense = shape.item_bytes * shape.dense_weights
-    assert shape.read_bytes(1) - dense == pytest.approx(shape.item_bytes * shape.expert_weights * 8 / 128)
-    assert shape.read_bytes(10_000) == pytest.approx(dense + shape.item_bytes * shape.expert_weights)
+    assert shape.read_bytes(1) - shape.dense_bytes == pytest.approx(shape.expert_bytes * 8 / 128)
+    assert shape.read_bytes(10_000) == pytest.approx(shape.dense_bytes + shape.expert_bytes)
+
+
+@pytest.mark.parametrize("quantize", ["fp8", "int8", "int4"])
+@pytest.mark.parametrize("name", ["qwen3-0.6b", "qwen3-30b-a3b"])
+def test_a_description_with_rounded_weights_has_the_bytes_that_a_gpu_gets(name, quantize):
+    shape, whole = described(name, quantize).shape(), described(name).shape()
+    with folder_of(name) as folder:
+        assert shape.weight_bytes == weight_bytes(read_model_spec(folder), quantize=quantize, device_type="cuda")
+    assert shape.kv_token_bytes == whole.kv_token_bytes
+    assert (shape.head_bytes == whole.head_bytes) == (quantize == "fp8")
+    assert shape.read_bytes(10_000) < 0.8 * whole.read_bytes(10_000)
 
 
 def test_a_wrong_configuration_names_the_field(tmp_path):
@@ -68,7 +78,7 @@ def test_an_unknown_device_is_answered_with_those_there_are():
 def test_decoding_one_sequence_costs_reading_the_weights():
     work = Work.of(LLAMA, DEVICES["h200"])
     parts = work.parts(StepLoad(decode_rows=1, decode_keys=1, samples=1))
-    read_s = (LLAMA.dense_weights * 2) / DEVICES["h200"].bytes_per_s
+    read_s = LLAMA.dense_bytes / DEVICES["h200"].bytes_per_s
     assert parts.linear_s + parts.head_s == pytest.approx(read_s)
 
 

@@ -80,13 +80,13 @@ class Work:
     def parts(self, load: StepLoad) -> Parts:
         shape = self.shape
         tokens = load.decode_rows + load.chunk_tokens * load.layer_frac
-        weight_bytes = shape.read_bytes(load.tokens) - shape.item_bytes * shape.head_weights
+        weight_bytes = shape.read_bytes(load.tokens) - shape.head_bytes
         if not load.decode_rows:
             weight_bytes *= load.layer_frac
         prompt_flops = shape.key_flops * load.chunk_pairs * load.layer_frac
         prompt_bytes = shape.kv_token_bytes * (load.chunk_keys + load.chunk_tokens) * load.layer_frac
         head_flops = 2 * load.samples * shape.head_weights
-        head_bytes = shape.item_bytes * shape.head_weights if load.samples else 0
+        head_bytes = shape.head_bytes if load.samples else 0
         return Parts(
             linear_s=max(2 * tokens * shape.active_weights / self.flop_per_s, weight_bytes / self.bytes_per_s),
             head_s=max(head_flops / self.flop_per_s, head_bytes / self.bytes_per_s),

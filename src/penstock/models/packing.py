@@ -17,17 +17,16 @@ from torch import Tensor
 from penstock.core.errors import UnknownName, UnsupportedModel
 from penstock.models.checkpoint import Checkpoint
 from penstock.models.parameters import Parameter
+from penstock.models.rounded import QUANTIZATIONS, bytes_by_rows, is_matrix, is_rounded
 from penstock.models.stored_fp8 import row_scales
 from penstock.ops.huge_pages import Arena
 from penstock.ops.packed import DENSE_FORMATS, pack, pack_stack, packed_bytes
-from penstock.ops.quantized import FORMATS, QuantizedStack, QuantizedWeight, of_rows, quantize, quantized_bytes
+from penstock.ops.quantized import QuantizedStack, QuantizedWeight, of_rows, quantize
 from penstock.ops.rounding import FP8
 from penstock.ops.weight_format import Format
 
-QUANTIZATIONS = ("none", *(format.value for format in FORMATS))
 FP8_CAPABILITY = (8, 9)
 FP8_MULTIPLE = 16  # outputs and inputs that the library's product of e4m3 numbers takes
-KEPT_BY_FP8 = ("embed", "head")  # as checkpoints with fp8 weights do
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,21 +38,11 @@ class Packing:
 
     def format_of(self, parameter: Parameter, dtype: torch.dtype) -> Format | None:
         """None: the parameter stays as it is."""
-        if not _is_matrix(parameter):
+        if not is_matrix(parameter):
             return None
-        # routers are small, and a rounded one sends tokens elsewhere
-        is_kept = parameter.name.endswith((".router", ".shared_gate"))
-        is_kept |= self.format is Format.FP8 and parameter.name in KEPT_BY_FP8
-        if not is_kept:
+        if is_rounded(parameter, self.format):
             return self.format
         return None if self.has_rows else DENSE_FORMATS[dtype]
-
-    def bytes_of(self, parameter: Parameter, dtype: torch.dtype) -> int:
-        """Memory that the parameter takes."""
-        format = self.format_of(parameter, dtype)
-        if format is None:
-            return parameter.elements * dtype.itemsize
-        return (quantized_bytes if self.has_rows else packed_bytes)(format, parameter.shape)
 
 
 def packing_of(dtype: torch.dtype, device: torch.device, quantization: str, is_packed: bool) -> Packing | None:
@@ -82,13 +71,12 @@ def packing_of(dtype: torch.dtype, device: torch.device, quantization: str, is_p
 def parameter_bytes(
     parameter: Parameter, dtype: torch.dtype, quantization: str = "none", device_type: str = "cpu"
 ) -> int:
-    """Memory that one parameter takes on a type of device."""
-    if quantization not in QUANTIZATIONS:
-        raise UnknownName("quantization", quantization, QUANTIZATIONS)
-    if quantization == "none":
-        return parameter.elements * dtype.itemsize
-    format = Format(quantization)
-    return Packing(format, device_type != "cpu" or format is Format.FP8).bytes_of(parameter, dtype)
+    """Memory that one parameter takes on a type of device. Raises UnknownName."""
+    is_by_rows = device_type != "cpu" or quantization in ("none", Format.FP8.value)
+    if is_by_rows or quantization not in QUANTIZATIONS:
+        return bytes_by_rows(parameter, quantization, dtype.itemsize)
+    format = Packing(Format(quantization), has_rows=False).format_of(parameter, dtype)
+    return parameter.elements * dtype.itemsize if format is None else packed_bytes(format, parameter.shape)
 
 
 class Packer:
@@ -146,8 +134,3 @@ def _refuse_slow_fp8(dtype: torch.dtype, device: torch.device) -> None:
             f"--quantize fp8 needs a GPU of compute capability {FP8_CAPABILITY[0]}.{FP8_CAPABILITY[1]} or later, "
             f"this one has {capability[0]}.{capability[1]}: give --quantize int8 or int4"
         )
-
-
-def _is_matrix(parameter: Parameter) -> bool:
-    """A linear layer multiplies by it, and nothing else looks into it: latent attention cuts its `kv_b` to pieces."""
-    return len(parameter.shape) > 1 and not parameter.name.endswith(("_norm", "_bias", ".kv_b"))

@@ -13,6 +13,8 @@ Shape letters: E experts, N outputs, K inputs, B bytes or numbers of a row, G gr
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F  # noqa: N812, the name that everybody reads
 from torch import Tensor
@@ -135,13 +137,7 @@ def of_rows(
 
 def quantized_bytes(format: Format, shape: tuple[int, ...]) -> int:
     """Memory that an [N, K] matrix, or a stack [E, N, K] of them, will take."""
-    *lead, n_inputs = shape
-    n_rows = 1
-    for size in lead:
-        n_rows *= size
-    if format is Format.INT4:
-        return n_rows * -(-n_inputs // INT4_GROUP) * (HALF + torch.float16.itemsize)
-    return n_rows * (n_inputs + torch.float32.itemsize)
+    return math.prod(shape[:-1]) * format.row_bytes(shape[-1])
 
 
 def restored(format: Format, numbers_NB: Tensor, scales: Tensor) -> Tensor:

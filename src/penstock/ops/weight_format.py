@@ -32,3 +32,9 @@ class Format(enum.Enum):
     def bits(self) -> int:
         """Of a number, its scale apart."""
         return {Format.FLOAT32: 32, Format.BFLOAT16: 16, Format.INT8: 8, Format.INT4: 4, Format.FP8: 8}[self]
+
+    def row_bytes(self, inputs: int) -> int:
+        """Of a row of a matrix with its scales, where rows lie one behind the other."""
+        if self is Format.INT4:
+            return -(-inputs // 32) * (16 + 2)
+        return inputs * self.bits // 8 + (4 if self in (Format.INT8, Format.FP8) else 0)
