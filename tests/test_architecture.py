@@ -11,7 +11,7 @@ import pytest
 SHELLS = {
     "bench", "calibrate", "cli", "demo", "demonstrations", "engine_main", "flags", "hardware", "kernel_commands",
     "launch", "listing", "llm", "options", "profile_commands", "profiling", "rank_main", "serve", "simulate",
-    "terminal",
+    "softmax_commands", "terminal",
 }  # fmt: skip
 ALLOWED: dict[str, set[str]] = {
     "core": set(),

@@ -26,6 +26,7 @@ from penstock.flags import (
     PrefixCaching,
     Quantize,
     SinkTokens,
+    Softmax,
     StepLogPath,
     TensorParallel,
     Threads,
@@ -148,6 +149,7 @@ def serve(
     quantize: Quantize = "none",
     native_kernels: NativeKernels = False,
     kernel_table: KernelTable = "auto",
+    softmax: Softmax = "exact",
     threads: Threads = None,
     profile: Annotated[
         str | None, typer.Option(help="What steps take, from `penstock profile`. [default: one that ships]")
@@ -190,6 +192,7 @@ def serve(
         "quantize": quantize,
         "native_kernels": native_kernels,
         "kernel_table": kernel_table,
+        "softmax": softmax,
         "kv_memory": kv_memory,
         "host_kv_memory": host_kv_memory,
         "max_running": max_running,

@@ -28,6 +28,7 @@ NativeKernels = Annotated[bool, typer.Option(help="C++ kernels for the CPU, comp
 KernelTable = Annotated[
     str, typer.Option(help="What `penstock profile kernels` wrote: auto (the user's file, if any), none, or a path.")
 ]
+Softmax = Annotated[str, typer.Option(help="exact, or unified: decode with maxima of `penstock profile softmax`.")]
 PrefixCaching = Annotated[bool, typer.Option(help="Share the state of equal prompt prefixes.")]
 CompileAhead = Annotated[
     bool, typer.Option(help="On a GPU, compile all kernels that the model can meet while it starts, beside it.")

@@ -217,6 +217,7 @@ def build_rank(options: EngineOptions, ranks: Ranks | None, on_phase: OnPhase = 
         quantize=options.quantize,
         native_kernels=options.native_kernels,
         kernel_table=options.kernel_table,
+        softmax=options.softmax,
         kv_memory_bytes=None if options.kv_memory is None else parse_bytes(options.kv_memory),
         host_kv_memory_bytes=parse_bytes(options.host_kv_memory),
         max_rows=options.max_running,

@@ -16,6 +16,7 @@ from penstock.policy.presets import Policies, build_policies
 BUNDLED = {"penstock-tiny": Path(__file__).parent / "bundled" / "penstock-tiny"}
 DEFAULT_MODEL = "penstock-tiny"
 GGUF_SUFFIX = ".gguf"
+SOFTMAXES = ("exact", "unified")
 EXECUTORS = ("torch", "simulated")
 
 
@@ -29,6 +30,7 @@ class EngineOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, fr
     native_kernels: C++ kernels for the CPU, compiled on first use (some ten seconds, once).
     kernel_table: which implementation of a linear layer serves how many rows, measured by `penstock profile kernels`:
     auto (the user's file, if there is one), none, or a path.
+    softmax: exact, or unified: decode steps sum against a maximum that `penstock profile softmax` found.
     kv_memory: size of the KV pool ("4GiB"; none: a share of what is free). host_kv_memory: size of the host tier, where
     preempted sequences are swapped to and evicted prefixes kept ("0": none). max_running: most sequences at a time.
     max_model_tokens: a shorter context than the model's. window_tokens: StreamingLLM, keep the first sink_tokens and
@@ -49,6 +51,7 @@ class EngineOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, fr
     quantize: str = "none"
     native_kernels: bool = False
     kernel_table: str = "auto"
+    softmax: str = "exact"
     kv_memory: str | None = None
     host_kv_memory: str = "0"
     block_tokens: int = 16
@@ -82,6 +85,8 @@ class EngineOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, fr
             raise ConfigError(
                 f"tensor_parallel is {self.tensor_parallel}: simulated engines have one device; leave it out"
             )
+        if self.softmax not in SOFTMAXES:
+            raise UnknownName("softmax", self.softmax, SOFTMAXES)
         if not 0 <= self.look_ahead <= 4:
             raise ConfigError(f"look_ahead is {self.look_ahead}: give 0 to 4 steps")
 

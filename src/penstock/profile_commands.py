@@ -1,4 +1,4 @@
-"""`penstock profile`: steps of a model for the simulator (the default), or kernels for this machine's own runs."""
+"""`penstock profile`: steps of a model for the simulator (the default), kernels and softmax for engines here."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typer.core import TyperGroup
 
 from penstock.kernel_commands import kernels_command
 from penstock.profiling.commands import profile_command
+from penstock.softmax_commands import softmax_command
 
 DEFAULT_COMMAND = "steps"
 
@@ -23,8 +24,9 @@ class _StepsUnlessNamed(TyperGroup):
 
 profile_app = typer.Typer(
     cls=_StepsUnlessNamed,
-    help="Measure a model here: steps (the default; for `penstock simulate`), or kernels (for this machine's engines).",
+    help="Measure a model: steps (the default; for `penstock simulate`), kernels and softmax (for engines here).",
     add_completion=False,
 )
 profile_app.command(DEFAULT_COMMAND)(profile_command)
 profile_app.command("kernels")(kernels_command)
+profile_app.command("softmax")(softmax_command)

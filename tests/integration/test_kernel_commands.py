@@ -1,4 +1,4 @@
-"""`penstock profile kernels` on the bundled model, and an engine that goes by what it wrote."""
+"""`penstock profile kernels` and `softmax` on the bundled model, and engines that go by what they wrote."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import pytest
 
 from penstock import LLM, SamplingParams
 from penstock.kernel_commands import spans
+from penstock.ops import native
 from penstock.ops.dispatch import Cuts
-from penstock.runtime import measure_kernels
+from penstock.runtime import calibrate, measure_kernels
 from penstock.runtime.kernel_table import read_tables
 
 
@@ -61,3 +62,26 @@ def test_spans_are_written_as_people_write_them(cuts, expected):
 @pytest.fixture(autouse=True)
 def _short(monkeypatch):
     monkeypatch.setattr(measure_kernels, "LEAST_CALL_S", 1e-4)
+
+
+def test_a_softmax_is_calibrated_kept_and_decoded_with(run_cli, tmp_path, monkeypatch, caplog):
+    code, _, err = run_cli("serve", "--softmax", "sharp")
+    assert code == 2
+    assert "unknown softmax 'sharp'" in err
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "mine.txt").write_text("def add(a, b):\n    return a + b\n" * 40)
+    code, out, err = run_cli("profile", "softmax", "--prompts", "mine.txt", "--threads", "1")
+    assert code == 0, err
+    assert "rows' largest scores" in out
+    code, _, err = run_cli("profile", "softmax", "--prompts", "absent.txt")
+    assert code == 2
+    assert "cannot read the prompts absent.txt" in err
+    (kept,) = (tmp_path / "penstock").glob("softmax-*.json")
+    monkeypatch.delenv("XDG_CACHE_HOME")  # where the C++ kernels are compiled already
+    monkeypatch.setattr(calibrate, "path_of", lambda model: kept)
+    monkeypatch.setattr(native, "_state", native.State(None, "not prepared"))
+    with caplog.at_level(logging.INFO):
+        found = greedy(softmax="unified", native_kernels=True)
+    if native.core("unified_attention") is not None:
+        assert "a fixed maximum in 8 of 8 layers (native)" in caplog.text
+    assert found == greedy(softmax="exact", native_kernels=True)

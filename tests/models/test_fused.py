@@ -10,6 +10,7 @@ import torch
 
 from penstock.models.decoder import Decoder
 from penstock.models.fused import FusedLayer
+from penstock.models.packing import Packing
 from penstock.models.spec import (
     AttentionSpec,
     DenseSpec,
@@ -67,7 +68,7 @@ def decoder_of(attention, dtype, format, has_bias=False):
         stop_token_ids=frozenset(),
         dtype="float32",
     )
-    return Decoder(spec, make_dummy(spec, dtype, torch.device("cpu"), format))
+    return Decoder(spec, make_dummy(spec, dtype, torch.device("cpu"), Packing(format, has_rows=False)))
 
 
 def sequences():
@@ -135,7 +136,7 @@ def test_a_token_gets_the_same_bits_alone_in_a_batch_and_however_its_prompt_is_c
 def test_a_layer_that_the_kernels_do_not_know_goes_op_by_op(change):
     decoder = decoder_of(PLAIN, torch.float32, Format.FLOAT32)
     spec = replace(decoder.spec, layers=(replace(decoder.spec.layers[0], **change),))
-    other = Decoder(spec, make_dummy(spec, torch.float32, torch.device("cpu"), Format.FLOAT32))
+    other = Decoder(spec, make_dummy(spec, torch.float32, torch.device("cpu"), Packing(Format.FLOAT32, has_rows=False)))
     assert other._layers[0].fused is None
     assert logits_of(other, [{2: 16}], [2])[2].isfinite().all()
 

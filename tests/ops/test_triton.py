@@ -24,6 +24,7 @@ EVERY = {  # one case in so many; bfloat16 is for the GPU, the interpreter does 
     "rope_and_store": 4,
     "route": 2,
     "sample": 9,
+    "unified_attention": 5,
 }
 
 

@@ -64,6 +64,9 @@ class ToyDecoder:
         block_tokens = next(spec.block_tokens for spec in self.facts.states if layer in spec.layers)
         return torch.zeros(2, n_blocks, block_tokens, 1, WIDTH, dtype=torch.float64)
 
+    def review(self) -> bool:
+        return False
+
     def embed(self, ids_T: Tensor) -> Tensor:
         return self.table[ids_T]
 

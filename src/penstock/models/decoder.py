@@ -20,6 +20,7 @@ from penstock.models.layers import Layer
 from penstock.models.parts import Angles, Entrance, Norm, Rotated, Scope
 from penstock.models.peers import Peers
 from penstock.models.rope import Rotation
+from penstock.models.softmax import LayerAttentions
 from penstock.models.spec import AttentionSpec, ExpertsSpec, ModelSpec
 from penstock.ops.add_sink import add_sink
 from penstock.ops.batch import SegmentBatch
@@ -55,18 +56,27 @@ class Decoder:
     """A model with its weights, or one rank's share of it. Callers hold `torch.inference_mode`.
 
     tensors: every parameter that `parameters_of(spec)` names, all of one dtype and on one device. peers: the ranks that
-    have the rest (`sharding.py`); all of them go through the same passes.
+    have the rest (`sharding.py`); all of them go through the same passes. attentions: by layer, what attends to the
+    keys in the pool; None: `paged_attention`.
     """
 
-    def __init__(self, spec: ModelSpec, tensors: Mapping[str, Tensor], peers: Peers | None = None) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        tensors: Mapping[str, Tensor],
+        peers: Peers | None = None,
+        attentions: LayerAttentions | None = None,
+    ) -> None:
         self.spec = spec
         self.tensors = tensors
         self._peers = peers
         self._embed = tensors["embed"]
         self._embed_scale = torch.tensor(spec.embed_scale, dtype=self._embed.dtype).item()  # rounded, as it was trained
+        self._attentions = attentions
+        paged = (None,) * len(spec.layers) if attentions is None else attentions.layers
         self._layers = tuple(
-            Layer.of(layer, spec.norm, Scope(tensors, f"layers.{index}"), peers)
-            for index, layer in enumerate(spec.layers)
+            Layer.of(layer, spec.norm, Scope(tensors, f"layers.{index}"), peers, of_layer)
+            for index, (layer, of_layer) in enumerate(zip(spec.layers, paged, strict=True))
         )
         self._final_norm = Norm(tensors["final_norm"], spec.norm)
         self._head = tensors["embed" if spec.is_tied else "head"]
@@ -111,6 +121,14 @@ class Decoder:
     @property
     def dtype(self) -> torch.dtype:
         return self._embed.dtype
+
+    def attending_by(self, attentions: LayerAttentions) -> Decoder:
+        """The same model, of the same tensors, whose layers attend otherwise."""
+        return Decoder(self.spec, self.tensors, self._peers, attentions)
+
+    def review(self) -> bool:
+        """Whether some layer computes otherwise from now on; asked every few hundred steps."""
+        return self._attentions is not None and bool(self._attentions.review())
 
     @property
     def why_not_captured(self) -> str | None:

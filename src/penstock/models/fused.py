@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from penstock.models.parts import Angles, Scope
+from penstock.models.softmax import LayerAttention, UnifiedSoftmax
 from penstock.models.spec import AttentionSpec, DenseSpec, LayerSpec, NormPlace, NormSpec, QkNorm
 from penstock.ops import native
 from penstock.ops.activation import Activation
@@ -23,6 +24,7 @@ from penstock.ops.batch import SegmentBatch
 from penstock.ops.packed import PackedWeight
 from penstock.ops.paged_attention.native import is_served_heads, live_segments
 from penstock.ops.tuned import few_rows_form
+from penstock.ops.unified_attention.native import described
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,11 +34,17 @@ class FusedLayer:
     attention: AttentionSpec
     weights: native.LayerWeights
     dtype: torch.dtype
+    softmax: UnifiedSoftmax | None
+    unified: native.Unified | None  # the same for the kernels
     tokens_stop: float  # from so many on, another implementation of one of its matrices is faster
 
     @classmethod
-    def of(cls, layer: LayerSpec, norm: NormSpec, scope: Scope) -> FusedLayer | None:
+    def of(
+        cls, layer: LayerSpec, norm: NormSpec, scope: Scope, paged: LayerAttention | None = None
+    ) -> FusedLayer | None:
         """None for a layer that the kernels do not know, or that was not packed for them."""
+        if paged is not None and not isinstance(paged, UnifiedSoftmax):
+            return None
         attention, mlp = layer.attention, layer.mlp
         if native.core("layer") is None or not isinstance(attention, AttentionSpec) or not isinstance(mlp, DenseSpec):
             return None
@@ -66,7 +74,14 @@ class FusedLayer:
             **{name: _with_bias(matrices[name], scope.get(f"{where}.{name}_bias")) for where, name in MATRICES},
         )
         stops = [stop for _, stop in forms.values() if stop is not None]
-        return cls(attention=attention, weights=weights, dtype=dtype, tokens_stop=min(stops, default=math.inf))
+        return cls(
+            attention=attention,
+            weights=weights,
+            dtype=dtype,
+            softmax=paged,
+            unified=None if paged is None else described(paged.unified, paged.fallbacks),
+            tokens_stop=min(stops, default=math.inf),
+        )
 
     def serves(self, x_TD: Tensor, batch: SegmentBatch, kv: Tensor) -> bool:
         """These tensors are as the kernel reads them and not too many, and no sinks are read beside the window."""
@@ -79,6 +94,9 @@ class FusedLayer:
         """As `Layer.__call__`."""
         core = native.core("layer")
         assert core is not None, "a fused layer exists only where the kernels are loaded"
+        if self.unified is not None and self.softmax is not None:
+            is_on = self.softmax.is_on and batch.is_decode
+            self.weights.unified = ctypes.addressof(self.unified) if is_on else None
         x_TD = x_TD.contiguous()
         change_TD = None if change_TD is None else change_TD.contiguous()
         total_TD, next_change_TD = torch.empty_like(x_TD), torch.empty_like(x_TD)

@@ -17,6 +17,7 @@ import torch.nn.functional as F  # noqa: N812, the name that everybody reads
 from torch import Tensor
 
 from penstock.models.parts import Angles, Entrance, Norm, Scope, attend
+from penstock.models.softmax import LayerAttention
 from penstock.models.spec import LatentAttentionSpec
 from penstock.ops.batch import SegmentBatch
 from penstock.ops.rope import rope
@@ -39,9 +40,10 @@ class LatentAttention:
     value_HvL: Tensor
     out: Tensor
     out_bias: Tensor | None
+    paged: LayerAttention
 
     @classmethod
-    def of(cls, spec: LatentAttentionSpec, scope: Scope) -> LatentAttention:
+    def of(cls, spec: LatentAttentionSpec, scope: Scope, paged: LayerAttention) -> LatentAttention:
         unpack_HxL = scope["kv_b"].view(spec.q_heads, spec.nope_dim + spec.v_dim, spec.kv_rank)
         return cls(
             spec=spec,
@@ -56,6 +58,7 @@ class LatentAttention:
             value_HvL=unpack_HxL[:, spec.nope_dim :],
             out=scope["out"],
             out_bias=scope.get("out_bias"),
+            paged=paged,
         )
 
     def __call__(self, entrance: Entrance, batch: SegmentBatch, kv: Tensor, angles: Angles) -> tuple[Tensor, Tensor]:
@@ -73,7 +76,7 @@ class LatentAttention:
         q_sinks_THd = None
         if batch.sinks is not None:
             q_sinks_THd = torch.cat((q_THL, rope(_by_halves(q_THr), *angles.sinks[spec.rope])), dim=-1)
-        out_THd, _ = attend(q_THd, q_sinks_THd, kv, batch, spec.scale, spec.window_tokens)
+        out_THd, _ = attend(q_THd, q_sinks_THd, kv, batch, spec.scale, spec.window_tokens, None, self.paged)
         out_THv = torch.einsum("thl,hvl->thv", out_THd[..., : spec.kv_rank], self.value_HvL)
         return F.linear(out_THv.flatten(1), self.out, self.out_bias), total_TD
 

@@ -17,6 +17,7 @@ from penstock.models.fused import FusedLayer
 from penstock.models.latent import LatentAttention
 from penstock.models.parts import Angles, Entrance, Norm, Scope, attend, linear
 from penstock.models.peers import Peers
+from penstock.models.softmax import LayerAttention
 from penstock.models.spec import (
     AttentionSpec,
     DenseSpec,
@@ -31,6 +32,7 @@ from penstock.ops.activation import Activation
 from penstock.ops.add_sink import add_sink
 from penstock.ops.batch import SegmentBatch
 from penstock.ops.experts import experts
+from penstock.ops.paged_attention import paged_attention
 from penstock.ops.rope import rope
 from penstock.ops.rope_and_store import rope_and_store
 from penstock.ops.route import route
@@ -63,18 +65,27 @@ class Layer:
     peers: Peers | None
 
     @classmethod
-    def of(cls, layer: LayerSpec, norm: NormSpec, scope: Scope, peers: Peers | None = None) -> Layer:
+    def of(
+        cls,
+        layer: LayerSpec,
+        norm: NormSpec,
+        scope: Scope,
+        peers: Peers | None = None,
+        paged: LayerAttention | None = None,
+    ) -> Layer:
+        """paged: what attends to the keys in the pool; None: `paged_attention`."""
+
         def norm_of(name: str, is_there: bool) -> Norm | None:
             return Norm(scope[name], norm) if is_there else None
 
         return cls(
             input_norm=norm_of("input_norm", layer.norms.has_before),
-            attention=_mixer(layer.attention, norm, scope.within("attention"), peers),
+            attention=_mixer(layer.attention, norm, scope.within("attention"), peers, paged or paged_attention),
             attention_post_norm=norm_of("attention_post_norm", layer.norms.has_behind),
             mlp_norm=norm_of("mlp_norm", layer.norms.has_before),
             mlp=_mlp(layer.mlp, scope.within("mlp")),
             mlp_post_norm=norm_of("mlp_post_norm", layer.norms.has_behind),
-            fused=FusedLayer.of(layer, norm, scope) if peers is None else None,  # it has no sum in its middle
+            fused=FusedLayer.of(layer, norm, scope, paged) if peers is None else None,  # it has no sum in its middle
             peers=peers,
         )
 
@@ -109,9 +120,12 @@ class _Attention:
     sinks: Tensor | None
     out: Tensor
     out_bias: Tensor | None
+    paged: LayerAttention
 
     @classmethod
-    def of(cls, spec: AttentionSpec, norm: NormSpec, scope: Scope, peers: Peers | None) -> _Attention:
+    def of(
+        cls, spec: AttentionSpec, norm: NormSpec, scope: Scope, peers: Peers | None, paged: LayerAttention
+    ) -> _Attention:
         def norm_of(name: str, span: QkNorm) -> Norm | None:
             return Norm(scope[name], norm) if spec.qk_norm is span else None
 
@@ -126,6 +140,7 @@ class _Attention:
             sinks=scope.get("sinks"),
             out=scope["out"],
             out_bias=scope.get("out_bias"),
+            paged=paged,
         )
 
     def __call__(self, entrance: Entrance, batch: SegmentBatch, kv: Tensor, angles: Angles) -> tuple[Tensor, Tensor]:
@@ -142,7 +157,8 @@ class _Attention:
         else:
             stored = kv, batch.slots_T, norm.weight, norm.spec.eps, norm.spec.is_centered
             q_THd = rope_and_store(qkv_THd, *stored, *turned)
-        out_THd, lse_TH = attend(q_THd, q_sinks_THd, kv, batch, spec.scale, spec.window_tokens, spec.soft_cap)
+        limits = spec.window_tokens, spec.soft_cap
+        out_THd, lse_TH = attend(q_THd, q_sinks_THd, kv, batch, spec.scale, *limits, self.paged)
         if self.sinks is not None:
             out_THd, _ = add_sink(out_THd, lse_TH, self.sinks)
         return linear(out_THd.flatten(1), self.out, self.out_bias), x_TD
@@ -239,12 +255,14 @@ class _Experts:
         return routed_TD + shared_TD
 
 
-def _mixer(spec: AttentionSpec | LatentAttentionSpec, norm: NormSpec, scope: Scope, peers: Peers | None) -> _Mixer:
+def _mixer(
+    spec: AttentionSpec | LatentAttentionSpec, norm: NormSpec, scope: Scope, peers: Peers | None, paged: LayerAttention
+) -> _Mixer:
     match spec:
         case AttentionSpec():
-            return _Attention.of(spec, norm, scope, peers)
+            return _Attention.of(spec, norm, scope, peers, paged)
         case LatentAttentionSpec():
-            return LatentAttention.of(spec, scope)
+            return LatentAttention.of(spec, scope, paged)
 
 
 def _mlp(spec: MlpSpec, scope: Scope) -> _Mlp:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from penstock.models.softmax import LayerAttention
 from penstock.models.spec import NormSpec, RopeSpec
 from penstock.ops.activation import Activation
 from penstock.ops.batch import SegmentBatch
@@ -40,9 +41,13 @@ def attend(
     scale: float,
     window_tokens: int | None,
     soft_cap: float | None = None,
+    paged: LayerAttention = paged_attention,
 ) -> tuple[Tensor, Tensor]:
-    """(out_THd, lse_TH) over all that a token reads. q_sinks: its query as sinks see it, where the batch has any."""
-    out_THd, lse_TH = paged_attention(q_THd, kv, batch, scale, window_tokens, soft_cap)
+    """(out_THd, lse_TH) over all that a token reads. q_sinks: its query as sinks see it, where the batch has any.
+
+    paged: what attends to the keys in the pool.
+    """
+    out_THd, lse_TH = paged(q_THd, kv, batch, scale, window_tokens, soft_cap)
     if batch.sinks is None:
         return out_THd, lse_TH
     assert q_sinks_THd is not None

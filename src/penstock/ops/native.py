@@ -43,6 +43,16 @@ class Weight(ctypes.Structure):
     _fields_ = (("data", _P), ("scale", _P), ("bias", _P), ("format", _I), ("n", _I), ("k", _I))
 
 
+class Unified(ctypes.Structure):
+    """`Unified` of attention.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_float) for name in ("phi", "low", "high")),
+        ("is_strict", ctypes.c_int32),
+        ("counts", _P),
+    )
+
+
 class LayerWeights(ctypes.Structure):
     """`LayerWeights` of layer.h."""
 
@@ -51,6 +61,7 @@ class LayerWeights(ctypes.Structure):
         *((name, Weight) for name in ("qkv", "out", "gate_up", "down")),
         *((name, _I) for name in ("hidden", "heads", "kv_heads", "dim", "window")),
         *((name, _F) for name in ("eps", "scale", "cap")),
+        ("unified", _P),
     )
 
 
@@ -68,7 +79,7 @@ class LayerStep(ctypes.Structure):
 SIGNATURES: dict[str, tuple[type, ...]] = {
     "linear": (_I, _P, _I, _I, _P, _P, _I),
     "layer": (_I, _P, _P),
-    "attend": (_I, _P, _I, _P, _I, _P, _I, _P, _I, _I, _I, _I, _I, _F, _I, _F, _P, _P, _I),
+    "attend": (_I, _P, _I, _P, _I, _P, _I, _P, _I, _I, _I, _I, _I, _F, _I, _F, _P, _P, _P, _I),
     "rms_norm": (_I, _P, _I, _I, _I, _I, _I, _P, _I, _F, _P, _P, _P, _I),
     "gated_silu": (_I, _P, _I, _I, _P, _I),
     "rope": (_I, _P, _I, _I, _I, _I, _I, _P, _P, _I, _P, _I),
@@ -80,6 +91,7 @@ FUNCTIONS = {  # of each op, and of a whole layer
     "packed_linear": "linear",
     "layer": "layer",
     "paged_attention": "attend",
+    "unified_attention": "attend",
     "rms_norm": "rms_norm",
     "gated_silu": "gated_silu",
     "rope": "rope",

@@ -63,6 +63,7 @@ def build_executor(
     quantize: str = "none",
     native_kernels: bool = False,
     kernel_table: str = "none",
+    softmax: str = "exact",
     max_model_tokens: int | None = None,
     sink_tokens: int = 0,
     window_tokens: int | None = None,
@@ -81,6 +82,7 @@ def build_executor(
         quantize: "fp8", "int8" or "int4": round the weights while they load.
         native_kernels: use the C++ kernels of the CPU, compiled on first use; quantized weights always do.
         kernel_table: which implementation of a linear layer serves how many rows; see `kernel_table.read_cuts`.
+        softmax: "exact", or "unified": decode steps sum against maxima that `penstock profile softmax` found.
         max_model_tokens: a limit below that of the model.
         sink_tokens, window_tokens: keep only so many first and last tokens, without an end (StreamingLLM); None: all.
         torch_threads: threads of one operation on a CPU, of one rank; None chooses by the size of the model.
@@ -100,6 +102,7 @@ def build_executor(
         from penstock.models.weights import load_model, resolve_dtype, weight_bytes
         from penstock.ops import native
         from penstock.ops.lazy import has_triton
+        from penstock.runtime.calibrate import with_unified_softmax
         from penstock.runtime.compile_ahead import CompilingAhead, Job, capability_of
         from penstock.runtime.executor import TorchExecutor
         from penstock.runtime.kernel_table import Tuning
@@ -167,6 +170,8 @@ def build_executor(
             tune=tuning.apply,
             peers=peers,
         )
+    if softmax == "unified":
+        decoder = with_unified_softmax(decoder, Path(model_dir), facts.max_model_tokens)
     facts = replace(facts, kernels=tuple(decoder.kernels.items()))
     slow = [op for op, kernel in facts.kernels if kernel not in ("native", "by table")]
     if wants_native and slow and shard.rank == 0:

@@ -31,6 +31,7 @@ from penstock.runtime.transfer import Ints, fetch, send, send_all
 from penstock.runtime.transforms import make_logits_stage
 
 log = logging.getLogger(__name__)
+REVIEW_STEPS = 256
 HEAD_POSITIONS = 512  # prompt positions whose logits exist at once: bounds memory at 512 * vocabulary * 4 bytes
 
 
@@ -42,6 +43,10 @@ class Model(Protocol):
     def run_layers(self, x_TD: Tensor, batch: SegmentBatch, kv: Sequence[Tensor], first: int, stop: int) -> Tensor: ...
 
     def logits(self, x_ND: Tensor) -> Tensor: ...
+
+    def review(self) -> bool:
+        """Whether some layer computes otherwise from now on, so that what was captured is of no use."""
+        ...
 
     @property
     def why_not_captured(self) -> str | None:
@@ -72,6 +77,7 @@ class Stepper:
         self._kept: dict[int, tuple[Chunk, Tensor]] = {}
         self._logits = make_logits_stage(facts, max_rows, device)
         self._decoding = _Decoding(self._rows, self._logits)
+        self._n_steps = 0
 
     def use_pools(self, pools: tuple[Tensor, ...], n_host_blocks: tuple[int, ...] = ()) -> None:
         """The state of each layer; the block index is the second dimension of every pool. With as many blocks of the
@@ -107,6 +113,9 @@ class Stepper:
         if plan.is_empty:
             watch.stop()
             return Readback(watch=watch, moved=self._mover.reporter())
+        self._n_steps += 1
+        if self._n_steps % REVIEW_STEPS == 0 and self._model.review() and self._graphs is not None:
+            self._graphs = self._new_graphs()
         if self._graphs is not None and not plan.chunks:
             drawn = self._decode_by_graph(plan.decode, self._graphs)
             watch.stop()

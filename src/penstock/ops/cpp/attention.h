@@ -5,6 +5,9 @@
 // softmax, as in FlashAttention-2, arXiv 2307.08691). What a token gets depends on its own query and keys alone: not on
 // the tokens beside it, nor on how a prompt was cut, nor (blocks of a multiple of 16 tokens) on which block is the first
 // one in its table.
+//
+// One token alone may have its sums taken against a maximum that was fixed beforehand (FlashDecoding++, arXiv 2311.01282):
+// nothing is compared or scaled between keys, and a row whose scores leave the bounds is computed again, in the same call.
 #pragma once
 
 #include "simd.h"
@@ -18,6 +21,12 @@ constexpr int MOST_TILE = 64; // rows of any item
 
 struct Segment {  // tokens [first, first + tokens) of the step, the last of which sees `keys` keys; a row of the tables
   int64_t row, first, tokens, keys;
+};
+
+struct Unified {  // bounds of (score - phi); strict: for every score, not only for the largest of a row
+  float phi, low, high;
+  int32_t is_strict;
+  int64_t* counts;  // rows computed again, rows
 };
 
 struct Item {  // tokens [start, stop) of a segment, KV heads [head, stop_head)
@@ -36,6 +45,7 @@ struct Attention {
   int64_t q_stride, n_blocks, block_tokens, table_width, n_segments, window;  // window 0: all keys
   int heads, kv_heads, dim;
   float scale, cap;  // cap 0: none
+  const Unified* unified;  // or none
 
   int share() const { return heads / kv_heads; }
 
@@ -200,6 +210,28 @@ struct Rows {
   alignas(64) float total[MOST_TILE][SUB];
   alignas(64) T p[MOST_TILE * SUB];
   float top[MOST_TILE], keep[MOST_TILE];
+  alignas(64) float most[MOST_TILE][SUB];  // against a fixed maximum: the largest and the least scores so far, by lane
+  alignas(64) float least[MOST_TILE][SUB];
+
+  void clear_unified(int n, const Unified& u) {
+    for (int r = 0; r < n; r++) {
+      top[r] = u.phi, keep[r] = 1.f;
+      store(most[r], _mm512_set1_ps(-std::numeric_limits<float>::infinity()));
+      store(least[r], _mm512_set1_ps(std::numeric_limits<float>::infinity()));
+    }
+  }
+  void add_unified(int r, __m512 s, __mmask16 seen, const Unified& u) {
+    store(most[r], _mm512_mask_max_ps(load(most[r]), seen, load(most[r]), s));
+    if (u.is_strict) store(least[r], _mm512_mask_min_ps(load(least[r]), seen, load(least[r]), s));
+    const __m512 weights = _mm512_maskz_mov_ps(seen, vexp(_mm512_sub_ps(s, _mm512_set1_ps(u.phi))));
+    store(p + r * SUB, weights);
+    store(total[r], _mm512_add_ps(load(total[r]), weights));
+  }
+  bool is_bad(int r, const Unified& u) const {
+    const float best = _mm512_reduce_max_ps(load(most[r])) - u.phi;
+    const float judged = u.is_strict ? _mm512_reduce_min_ps(load(least[r])) - u.phi : best;
+    return !(best < u.high) || !(judged > u.low);
+  }
 
   void clear(int n, int dim) {
     memset(out, 0, (size_t)n * dim * sizeof(float));
@@ -242,8 +274,9 @@ INLINE void ask_for(const T* p, int dim) {
   for (int d = 0; d < dim; d += 64 / (int)sizeof(T)) _mm_prefetch((const char*)(p + d), _MM_HINT_T1);
 }
 
-template <class T>
-void attend(const Attention<T>& a, const Item& item) {
+// UNIFIED: returns the rows that must be computed again, as bits. Else `only`: the rows that are wanted.
+template <class T, bool UNIFIED>
+uint64_t attend(const Attention<T>& a, const Item& item, uint64_t only) {
   Rows<T> rows;
   alignas(64) T pairs[std::is_same<T, float>::value ? 1 : SUB * MAX_DIM];
   const int share = a.share(), dim = a.dim, tokens = item.stop - item.start, per_head = tokens * share;
@@ -255,6 +288,7 @@ void attend(const Attention<T>& a, const Item& item) {
   const T* values_of_layer = a.kv + a.n_blocks * a.block_tokens * stride;
   const int32_t* table = a.tables + item.segment->row * a.table_width;
   rows.clear(n_rows, dim);
+  if (UNIFIED) rows.clear_unified(n_rows, *a.unified);
   for (int64_t first = least / SUB * SUB; first < last_stop; first += SUB) {
     int64_t at[SUB], next[SUB];
     locate(a, table, first, least, last_stop, at);
@@ -292,7 +326,10 @@ void attend(const Attention<T>& a, const Item& item) {
           for (int i = 0; i <= (int)is_pair; i++) {
             __m512 scaled = _mm512_mul_ps(s[i], scale);
             if (a.cap != 0) scaled = capped(scaled, a.cap);
-            rows.add(r++, scaled, seen);
+            if (UNIFIED)
+              rows.add_unified(r++, scaled, seen, *a.unified);
+            else
+              rows.add(r++, scaled, seen);
           }
         }
       }
@@ -302,7 +339,13 @@ void attend(const Attention<T>& a, const Item& item) {
       for (; i < r; i++) add_values_of<1>(rows.out + i * dim, rows.keep + i, rows.p + i * SUB, values, pairs, dim);
     }
   }
+  uint64_t bad = 0;
   for (int r = 0; r < n_rows; r++) {
+    if (UNIFIED && rows.is_bad(r, *a.unified)) {
+      bad |= uint64_t(1) << r;
+      continue;
+    }
+    if (!(only >> r & 1)) continue;
     const int64_t token = item.segment->first + item.start + r % per_head / share;
     const int64_t head = (item.head + r / per_head) * share + r % share;
     const float total = _mm512_reduce_add_ps(load(rows.total[r]));
@@ -311,6 +354,20 @@ void attend(const Attention<T>& a, const Item& item) {
     for (int d = 0; d < dim; d += 16) store(out + d, _mm512_mul_ps(load(rows.out + r * dim + d), inverse));
     if (a.lse) a.lse[token * a.heads + head] = rows.top[r] + std::log(total);
   }
+  return bad;
+}
+
+template <class T>
+void attend(const Attention<T>& a, const Item& item) {
+  uint64_t wanted = ~uint64_t(0);
+  if (a.unified && item.segment->tokens == 1) {
+    wanted = attend<T, true>(a, item, wanted);
+    const int64_t rows = a.share() * (item.stop_head - item.head);
+    __atomic_fetch_add(a.unified->counts + 1, rows, __ATOMIC_RELAXED);
+    if (!wanted) return;
+    __atomic_fetch_add(a.unified->counts, __builtin_popcountll(wanted), __ATOMIC_RELAXED);
+  }
+  attend<T, false>(a, item, wanted);
 }
 
 template <class T>

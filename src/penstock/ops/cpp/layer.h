@@ -14,6 +14,7 @@ struct LayerWeights {  // qk_norm: [heads + kv_heads, dim], or none
   Weight qkv, out, gate_up, down;
   int64_t hidden, heads, kv_heads, dim, window;
   double eps, scale, cap;
+  const Unified* unified;  // or none
 };
 
 struct LayerStep {  // change: to be added to x first, or none; cosines: none if nothing rotates
@@ -84,7 +85,7 @@ void layer(const LayerWeights& w, const LayerStep& s) {
   const Attention<T> attention{b.qkv,      (const T*)s.kv,  s.tables,      s.segments,        b.mixed,
                                nullptr,    w.qkv.n,         s.n_blocks,    s.block_tokens,    s.table_width,
                                s.n_segments, w.window,      (int)w.heads,  (int)w.kv_heads,   (int)w.dim,
-                               (float)w.scale, (float)w.cap};
+                               (float)w.scale, (float)w.cap,  w.unified};
   static thread_local std::vector<Item> kept_items;
   attention.list(kept_items, s.threads);
   const std::vector<Item>& items = kept_items;

@@ -6,6 +6,7 @@ Heads of sizes that the kernel does not know go to torch's kernel (`cpu.py`).
 
 from __future__ import annotations
 
+import ctypes
 from functools import lru_cache
 from itertools import pairwise
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from penstock.ops.batch import SegmentBatch
-from penstock.ops.native import core, is_served
+from penstock.ops.native import Unified, core, is_served
 from penstock.ops.paged_attention import cpu
 
 LANES = 32  # a head is whole vectors
@@ -30,11 +31,25 @@ def paged_attention(
     soft_cap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """See `reference.paged_attention`."""
+    found = attend(q_THD, kv, batch, scale, window_tokens, soft_cap, None)
+    return cpu.paged_attention(q_THD, kv, batch, scale, window_tokens, soft_cap) if found is None else found
+
+
+def attend(
+    q_THD: Tensor,
+    kv: Tensor,
+    batch: SegmentBatch,
+    scale: float,
+    window_tokens: int | None,
+    soft_cap: float | None,
+    unified: Unified | None,
+) -> tuple[Tensor, Tensor] | None:
+    """As `paged_attention`; None for what the kernel does not serve. unified: a maximum fixed beforehand."""
     library = core("paged_attention")
     heads, head_dim = q_THD.shape[1:]
     kv_heads = kv.shape[3]
     if library is None or not is_served_heads(heads, kv_heads, head_dim) or not _fits(q_THD, kv):
-        return cpu.paged_attention(q_THD, kv, batch, scale, window_tokens, soft_cap)
+        return None
     segments_S4, n_tokens = live_segments(batch.q_starts_host, batch.kv_lens_host)
     out_THD = torch.empty(q_THD.shape, dtype=q_THD.dtype)
     lse_TH = torch.empty(q_THD.shape[:2], dtype=torch.float32)
@@ -61,6 +76,7 @@ def paged_attention(
         0.0 if soft_cap is None else soft_cap,
         out_THD.data_ptr(),
         lse_TH.data_ptr(),
+        None if unified is None else ctypes.addressof(unified),
         torch.get_num_threads(),
     )
     return out_THD, lse_TH

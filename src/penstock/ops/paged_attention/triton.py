@@ -104,7 +104,7 @@ def _tile_tokens(head_dim: int, dtype: torch.dtype) -> int:
     return TILE_TOKENS if head_dim <= 128 and dtype.itemsize == 2 else TILE_TOKENS // 4
 
 
-def _part_count(n_programs: int, longest_keys: int) -> int:
+def part_count(n_programs: int, longest_keys: int) -> int:
     """Parts of the keys for each of `n_programs`: enough to fill the chip, none too short.
 
     A power of 2, for the kernels are compiled for it.
@@ -154,7 +154,7 @@ class _Shape:
         }
 
     def run_singles(self, layout: _Layout, longest_keys: int, out_THD: Tensor, lse_TH: Tensor) -> None:
-        n_parts = _part_count(layout.n_singles * self.kv_heads, longest_keys)
+        n_parts = part_count(layout.n_singles * self.kv_heads, longest_keys)
         part_out, part_lse = out_THD, lse_TH
         if n_parts > 1:
             shape = layout.n_singles, self.heads, n_parts
