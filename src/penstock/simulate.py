@@ -95,7 +95,7 @@ def simulate_command(
     from penstock.policy.presets import build_policies
     from penstock.runtime.memory_plan import parse_bytes
     from penstock.sim.run import Setup
-    from penstock.workload.transform import scale_rate, take
+    from penstock.workload.transform import fill_objective, scale_rate, take
 
     console = Console()
     with one_line_errors():
@@ -109,6 +109,7 @@ def simulate_command(
         rows = load_trace(trace, seed, rate_per_s=rate_per_s, duration_s=duration_s, scale=scale)
         rows = scale_rate(rows, speed, scales_pauses=True) if speed != 1 else rows
         rows = take(rows, limit) if limit is not None else rows
+        rows = fill_objective(rows, limits) if limits != NO_OBJECTIVE else rows
         devices = device or ["h200"]
         if len(devices) > 1 and not search:
             raise ConfigError("more than one --device: only --search compares devices; give one")

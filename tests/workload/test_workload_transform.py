@@ -89,6 +89,13 @@ def test_an_objective_is_given_to_every_request():
     assert {request.objective for request in transform.set_objective(at(0, 1), limits)} == {limits}
 
 
+def test_limits_are_filled_in_where_there_are_none():
+    strict, loose = Objective(ttft_s=0.1), Objective(ttft_s=1.0)
+    first, second = at(0, 1)
+    trace = Trace.of(TraceHeader(name="two"), [replace(first, objective=strict), second])
+    assert [request.objective for request in transform.fill_objective(trace, loose)] == [strict, loose]
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

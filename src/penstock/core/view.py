@@ -13,6 +13,7 @@ from enum import Enum
 from typing import Protocol
 
 from penstock.core.plan import Chunk, DecodeGroup, Plan
+from penstock.core.request import Request
 from penstock.core.sequence import SequenceView
 
 
@@ -152,6 +153,14 @@ class AdmitPolicy(Protocol):
     """May the sequence start now? `view.memory` says what its prompt needs."""
 
     def admit(self, seq: SequenceView, view: View) -> Admission: ...
+
+
+class Doorkeeper:
+    """An `admit` policy that derives from this is asked when a request arrives, before it is accepted."""
+
+    def late_by_s(self, request: Request, view: View) -> float | None:
+        """None: let it in. Else it is refused; by so many seconds it would miss what it asked for."""
+        return None
 
 
 class BatchPolicy(Protocol):

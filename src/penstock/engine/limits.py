@@ -13,6 +13,7 @@ from penstock.cache.memory import Memory
 from penstock.core.errors import InvalidRequest, NeverFits, Overloaded, PromptTooLong
 from penstock.core.executor import ModelFacts
 from penstock.core.request import Request, SamplingParams
+from penstock.core.view import AdmitPolicy, Doorkeeper, View
 from penstock.engine.ledger import Ledger
 
 
@@ -46,6 +47,18 @@ class QueueLimits:
                 reason="max_queued_tokens",
                 retry_after_s=ledger.drain_s(max(1, n_queued), now_s),
             )
+
+
+def check_objective(admit: AdmitPolicy, request: Request, view: View) -> None:
+    """Raise Overloaded if the policy expects that the request would miss its limits."""
+    late_s = admit.late_by_s(request, view) if isinstance(admit, Doorkeeper) else None
+    if late_s is not None:
+        raise Overloaded(
+            f"this request would miss its latency objective by about {late_s:.2f} s under the present load; try again "
+            "later, or with a looser objective",
+            reason="objective",
+            retry_after_s=max(1.0, late_s),
+        )
 
 
 def check_request(request: Request, facts: ModelFacts, memory: Memory) -> None:

@@ -21,7 +21,7 @@ from penstock.engine.costs import OnlineCosts
 from penstock.engine.draft import Draft, Planned
 from penstock.engine.leaps import Leaps
 from penstock.engine.ledger import Ledger
-from penstock.engine.limits import QueueLimits, check_request, output_limit_tokens
+from penstock.engine.limits import QueueLimits, check_objective, check_request, output_limit_tokens
 from penstock.engine.messages import Update
 from penstock.engine.outputs import RequestStats
 from penstock.engine.queue import WaitQueue
@@ -96,6 +96,7 @@ class Scheduler:
                 raise InvalidRequest(f"request id {request.id!r} is in use: give each its own", param="request_id")
             check_request(request, self.facts, self.memory)
             self._limits.check(self.n_waiting, self.queue_tokens, request, self.ledger, now_s)
+            check_objective(self.policies.admit, request, self._view())
         except Overloaded as full:
             self.ledger.refuse(full.reason)
             raise

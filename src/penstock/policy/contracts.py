@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from math import isfinite
+from math import inf, isfinite
 
 from penstock.core.errors import PolicyViolation
-from penstock.core.plan import Plan
+from penstock.core.plan import NO_DECODE, Plan
 from penstock.core.sequence import SeqState, SequenceView
 from penstock.core.view import (
     Admission,
     AdmitPolicy,
     BatchPolicy,
+    Doorkeeper,
     LengthPredictor,
     MemoryView,
     OrderPolicy,
@@ -55,6 +56,8 @@ def check_admit(policy: AdmitPolicy, view: View) -> None:
     """
     before = _facts(view)
     _check_progress(policy, view)
+    if isinstance(policy, Doorkeeper):
+        _check_door(policy, view)
     for seq in view.waiting:
         answer = policy.admit(seq, view)
         if not isinstance(answer, Admission):
@@ -69,6 +72,18 @@ def check_admit(policy: AdmitPolicy, view: View) -> None:
                     f"{seq.id} may start with {_available(view)} blocks available, but not with {_available(more)}",
                 )
     _unchanged(policy, before, view)
+
+
+def _check_door(policy: Doorkeeper, view: View) -> None:
+    """Whoever comes to an instance where nobody runs is let in; whoever asks for nothing is never late."""
+    for seq in view.waiting:
+        late_s = policy.late_by_s(seq.request, view)
+        _same(policy, f"the answer at the door for {seq.id}", late_s, policy.late_by_s(seq.request, view))
+        if late_s is not None and not 0 < late_s < inf:
+            raise PolicyViolation(policy, f"{seq.id} is refused for being {late_s} s late: that is no time")
+        alone = replace(view, waiting=(), prefilling=(), decoding=NO_DECODE, running=())
+        if policy.late_by_s(seq.request, alone) is not None:
+            raise PolicyViolation(policy, f"{seq.id} is refused where nobody runs: it would be refused for ever")
 
 
 def _check_progress(policy: AdmitPolicy, view: View) -> None:

@@ -56,6 +56,7 @@ PRESETS: Mapping[str, Mapping[str, str]] = MappingProxyType(
         "shortest-prefill": {"order": "shortest-prefill"},
         "cache-aware": {"order": "longest-prefix-match"},
         "recompute": {"preempt": "newest"},
+        "in-time": {"admit": "in-time"},
     }
 )
 

@@ -91,7 +91,7 @@ def replay_command(
     from penstock.workload.replay import ReplayOptions
     from penstock.workload.report import render, write_run
     from penstock.workload.run_plots import write_html
-    from penstock.workload.transform import clip, take
+    from penstock.workload.transform import clip, fill_objective, take
 
     console = Console()
     with one_line_errors():
@@ -99,6 +99,7 @@ def replay_command(
         check_outputs(out, html)
         rows = load_trace(trace, seed, rate_per_s=rate_per_s, duration_s=duration_s, scale=scale)
         rows = take(rows, limit) if limit is not None else rows
+        rows = fill_objective(rows, fallback) if fallback != NO_OBJECTIVE else rows
         rows = clip(rows, max_input_tokens=max_input_tokens, max_output_tokens=max_output_tokens)
         options = ReplayOptions(
             url=url,

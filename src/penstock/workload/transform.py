@@ -14,7 +14,7 @@ from itertools import islice, takewhile
 
 from msgspec.structs import replace
 
-from penstock.core.request import Objective
+from penstock.core.request import NO_OBJECTIVE, Objective
 from penstock.workload.trace import Trace, TraceError, TraceRequest
 
 NO_CAP = 1 << 60
@@ -92,6 +92,15 @@ def set_objective(trace: Trace, objective: Objective) -> Trace:
     names = ("ttft_s", "tpot_s", "deadline_s", "weight")
     text = ", ".join(f"{name} {value:g}" for name in names if (value := getattr(objective, name)) is not None)
     return step(trace, f"objective {text}", lambda: (replace(request, objective=objective) for request in trace))
+
+
+def fill_objective(trace: Trace, objective: Objective) -> Trace:
+    """Give these limits to requests that have none of their own."""
+
+    def filled(request: TraceRequest) -> TraceRequest:
+        return replace(request, objective=objective) if request.objective == NO_OBJECTIVE else request
+
+    return step(trace, "objective for those without", lambda: map(filled, trace))
 
 
 def tile(trace: Trace, times: int) -> Trace:
