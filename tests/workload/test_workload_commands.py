@@ -205,6 +205,28 @@ def test_traces_are_generated_shown_fitted_and_generated_again(tmp_path):
     assert open_trace(second).header.name == "like ragged"
 
 
+@pytest.mark.parametrize("keep", ["requests", "seconds"])
+def test_a_fit_can_be_generated_at_another_rate_and_length(tmp_path, keep):
+    first, fitted, second = tmp_path / "a.jsonl", tmp_path / "fit.json", tmp_path / "b.jsonl"
+    assert penstock("trace", "generate", "--out", first, "--rate-per-s", 5, "--duration-s", 400).exit_code == 0
+    assert penstock("trace", "fit", first, "--out", fitted).exit_code == 0
+    made = penstock(
+        "trace", "generate", "--out", second, "--parameters", fitted, "--rate-per-s", 20, "--duration-s", 100,
+        "--scale", 0.1, "--max-output-tokens", 9, "--block-tokens", 16, "--objective", "ttft=1", "--bursts-keep", keep,
+    )  # fmt: skip
+    assert made.exit_code == 0, made.output
+    trace = open_trace(second)
+    rows = list(trace)
+    assert len(rows) == pytest.approx(2000, rel=0.2)
+    assert max(row.output_tokens for row in rows) == 9
+    assert all(len(row.block_hashes) == -(-row.input_tokens // 16) for row in rows)
+    assert {row.objective.ttft_s for row in rows} == {1.0}
+    dwell_s = msgspec.json.decode(fitted.read_bytes())["services"][0]["regimes"][0]["mean_dwell_s"]
+    made_s = trace.header.parameters["services"][0]["regimes"][0]["mean_dwell_s"]
+    factor = {"requests": 4, "seconds": 1}[keep]
+    assert made_s * factor == pytest.approx(dwell_s, rel=0.1)
+
+
 def test_convert_changes_what_it_is_told(tmp_path, azure):
     out = tmp_path / "t.jsonl"
     ran = penstock(

@@ -17,3 +17,8 @@ class Traffic(StrEnum):
     RAGGED = "ragged"
     BURSTS = "bursts"
     DAY = "day"
+
+
+class BurstsKeep(StrEnum):
+    REQUESTS = "requests"
+    SECONDS = "seconds"

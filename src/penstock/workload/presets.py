@@ -24,6 +24,7 @@ from penstock.workload.arrivals import Profile, Regime, steady
 from penstock.workload.burstgpt import GeneratorSpec, ServiceSpec, SessionLaw
 from penstock.workload.kinds import Traffic
 from penstock.workload.lengths import LengthModel, QuantileTable
+from penstock.workload.trace import TraceError
 
 CHATGPT_INPUTS = QuantileTable(
     ((0, 1), (0.05, 15), (0.2, 110), (0.5, 547), (0.8, 1270), (0.95, 2180), (0.99, 3400), (0.9999, 8000), (1, 29_665))
@@ -116,6 +117,8 @@ def at_rate(spec: GeneratorSpec, rate_per_s: float, *, keeps_burst_requests: boo
     keeps_burst_requests: a burst has as many calls as before, so it gets shorter; otherwise it lasts as long as before
     and has more.
     """
+    if not 0 < rate_per_s < float("inf"):
+        raise TraceError(f"rate_per_s is {rate_per_s}, give a positive number")
     factor = rate_per_s / spec.rate_per_s
     shorter = factor if keeps_burst_requests else 1.0
 
@@ -124,3 +127,37 @@ def at_rate(spec: GeneratorSpec, rate_per_s: float, *, keeps_burst_requests: boo
         return replace(service, rate_per_s=service.rate_per_s * factor, regimes=regimes)
 
     return replace(spec, services=tuple(map(faster, spec.services)))
+
+
+def shaped(
+    spec: GeneratorSpec,
+    *,
+    rate_per_s: float | None = None,
+    duration_s: float | None = None,
+    scale: float | None = None,
+    max_input_tokens: int | None = None,
+    max_output_tokens: int | None = None,
+    objective: Objective | None = None,
+    block_tokens: int | None = None,
+    keeps_burst_requests: bool = True,
+) -> GeneratorSpec:
+    """The same traffic with other figures; None leaves what the spec says. scale multiplies what it scales already."""
+    if rate_per_s is not None:
+        spec = at_rate(spec, rate_per_s, keeps_burst_requests=keeps_burst_requests)
+
+    def changed(service: ServiceSpec) -> ServiceSpec:
+        old = service.lengths
+        lengths = replace(
+            old,
+            scale=old.scale * (1.0 if scale is None else scale),
+            max_input_tokens=old.max_input_tokens if max_input_tokens is None else max_input_tokens,
+            max_output_tokens=old.max_output_tokens if max_output_tokens is None else max_output_tokens,
+        )
+        return replace(service, lengths=lengths, objective=service.objective if objective is None else objective)
+
+    return replace(
+        spec,
+        duration_s=spec.duration_s if duration_s is None else duration_s,
+        services=tuple(map(changed, spec.services)),
+        block_tokens=spec.block_tokens if block_tokens is None else block_tokens,
+    )

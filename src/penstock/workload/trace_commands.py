@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from penstock.workload.commands import HtmlPath, ObjectiveText, load_trace, one_line_errors, parse_objective
-from penstock.workload.kinds import FORMATS, Traffic
+from penstock.workload.kinds import FORMATS, BurstsKeep, Traffic
 
 if TYPE_CHECKING:
     from penstock.workload.burstgpt import GeneratorSpec
@@ -164,32 +164,46 @@ def trace_generate(
     kind: Annotated[
         Traffic, typer.Option(help="Kind of traffic, all at the same mean rate and lengths.")
     ] = Traffic.BURSTS,
-    rate_per_s: Annotated[float, typer.Option(help="Mean calls per second.")] = 1.0,
-    duration_s: Annotated[float, typer.Option(help="Length of the trace.")] = 600.0,
-    scale: Annotated[float, typer.Option(help="Multiply all lengths, for small models.")] = 1.0,
-    max_input_tokens: Annotated[int, typer.Option(help="Longest prompt.")] = 131_072,
-    max_output_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 8192,
+    rate_per_s: Annotated[float | None, typer.Option(help="Mean calls per second. [default: 1]")] = None,
+    duration_s: Annotated[float | None, typer.Option(help="Length of the trace. [default: 600]")] = None,
+    scale: Annotated[float | None, typer.Option(help="Multiply all lengths, for small models.")] = None,
+    max_input_tokens: Annotated[int | None, typer.Option(help="Longest prompt. [default: 131072]")] = None,
+    max_output_tokens: Annotated[int | None, typer.Option(help="Longest answer. [default: 8192]")] = None,
     objective: ObjectiveText = "",
+    block_tokens: Annotated[int | None, typer.Option(help="Write hashes of prompt blocks of this size.")] = None,
     parameters: Annotated[
-        Path | None, typer.Option(help="Take everything from this file of `penstock trace fit` instead.")
+        Path | None, typer.Option(help="A file of `penstock trace fit` instead of a kind; other options change it.")
     ] = None,
+    bursts_keep: Annotated[
+        BurstsKeep, typer.Option(help="--parameters at another rate: a burst keeps its requests, or its seconds.")
+    ] = BurstsKeep.REQUESTS,
     seed: Seed = 0,
     html: HtmlPath = None,
 ) -> None:
     """Make a trace with the statistics of BurstGPT, or with those of another by its fit."""
     from penstock.workload.burstgpt import generate
-    from penstock.workload.presets import preset
+    from penstock.workload.presets import preset, shaped
 
     with one_line_errors():
-        spec = _read_spec(parameters) if parameters else preset(
-            kind,
+        if parameters is None:
+            rate_per_s, duration_s = (
+                1.0 if rate_per_s is None else rate_per_s,
+                600.0 if duration_s is None else duration_s,
+            )
+            spec = preset(kind, rate_per_s=rate_per_s, duration_s=duration_s)
+        else:
+            spec = _read_spec(parameters)
+        spec = shaped(
+            spec,
             rate_per_s=rate_per_s,
             duration_s=duration_s,
             scale=scale,
             max_input_tokens=max_input_tokens,
             max_output_tokens=max_output_tokens,
-            objective=parse_objective(objective),
-        )  # fmt: skip
+            objective=parse_objective(objective) if objective else None,
+            block_tokens=block_tokens,
+            keeps_burst_requests=bursts_keep is BurstsKeep.REQUESTS,
+        )
         made = generate(spec, seed)
         _write(out, made)
         if html is not None:
