@@ -98,6 +98,9 @@ def compile_all(capability: int) -> None:
                 name = f"{NAMES[scheme]}, {tokens} tokens, {outputs}x{inputs}{', gated' if is_gated else ''}"
                 found = linear(capability, scheme, tokens, outputs, inputs, is_gated)
                 print(f"| {name} | {found} |", flush=True)
+            if scheme:
+                found = restored(capability, scheme, inputs)
+                print(f"| {NAMES[scheme]}, restored, {outputs}x{inputs} | {found} |", flush=True)
     for scheme in (-1, 0, 1, 2):
         for tokens in (1, 64, 4096):
             for kind in ("enter", "leave"):
@@ -129,6 +132,16 @@ def linear(capability: int, scheme: int, tokens: int, outputs: int, inputs: int,
         **dict.fromkeys(("residual", "norm"), "*bf16" if has_norm else None),
     }
     return compiled(capability, triton_kernels.single, types, constants, optional)
+
+
+def restored(capability: int, scheme: int, inputs: int) -> str:
+    from penstock.ops.quantized_linear import triton_kernels
+    from penstock.ops.quantized_linear.triton import RESTORED_INPUTS, RESTORED_ROWS
+
+    types = {"numbers": NUMBERS[scheme], "scales": SCALES[scheme], "out": "*bf16", "n_rows": "i32"}
+    constants: dict[str, Any] = {"K": inputs, "SCHEME": scheme, "num_warps": 4}
+    constants |= {"BLOCK_N": RESTORED_ROWS, "BLOCK_K": RESTORED_INPUTS}
+    return compiled(capability, triton_kernels.restore, types, constants, {})
 
 
 def experts(capability: int, kind: str, scheme: int, tokens: int) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F  # noqa: N812, the name that everybody reads
 import triton
 from torch import Tensor
 
@@ -20,7 +21,7 @@ from penstock.ops.gated import GATED
 from penstock.ops.gated_kernel import KINDS
 from penstock.ops.quantized_kernel import SCHEMES
 from penstock.ops.quantized_linear import reference
-from penstock.ops.quantized_linear.triton_kernels import flat, single
+from penstock.ops.quantized_linear.triton_kernels import flat, restore, single
 from penstock.ops.rms_norm import rms_norm
 from penstock.ops.weight_format import Format
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from penstock.ops.quantized import QuantizedWeight
 
 FEW_TOKENS, MOST_TOKENS = 16, 64  # of the kernels here; not measured yet
+RESTORED_ROWS, RESTORED_INPUTS = 8, 512  # of a program
 NO_GATE = -1
 
 
@@ -97,11 +99,28 @@ def _of_many(
     x_TD: Tensor, scales_T: Tensor | None, weight_ND: QuantizedWeight, bias_N: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
     if scales_T is None:
-        return reference.product(x_TD, weight_ND, bias_N)
+        return F.linear(x_TD, _restored(weight_ND, dtype), bias_N)
     if dtype is not torch.bfloat16:  # what the library gives; others are refused while a model loads
         return reference.exact_product(x_TD, scales_T, weight_ND, bias_N).to(dtype)
     out_TN = fp8_product(x_TD, scales_T, weight_ND.numbers, weight_ND.scales)
     return out_TN if bias_N is None else out_TN.add_(bias_N)
+
+
+def _restored(weight_ND: QuantizedWeight, dtype: torch.dtype) -> Tensor:
+    """The matrix in the dtype of the tokens."""
+    dense_ND = torch.empty(weight_ND.shape, dtype=dtype, device=weight_ND.numbers.device)
+    restore[(triton.cdiv(weight_ND.outputs, RESTORED_ROWS), triton.cdiv(weight_ND.inputs, RESTORED_INPUTS))](
+        weight_ND.numbers,
+        weight_ND.scales,
+        dense_ND,
+        weight_ND.outputs,
+        K=weight_ND.inputs,
+        SCHEME=SCHEMES[weight_ND.format],
+        BLOCK_N=RESTORED_ROWS,
+        BLOCK_K=RESTORED_INPUTS,
+        num_warps=4,
+    )
+    return dense_ND
 
 
 def _launch_single(

@@ -11,7 +11,7 @@ import triton.language as tl
 from penstock.ops.chain import let_next_start, wait_for_inputs
 from penstock.ops.entry_linear.triton_kernels import entering, finished, rows_of
 from penstock.ops.gated_kernel import activate
-from penstock.ops.quantized_kernel import add_product, places, rescaled, row_sums, stored, terms
+from penstock.ops.quantized_kernel import add_product, halves, places, rescaled, row_sums, stored, terms
 
 
 @triton.jit
@@ -154,3 +154,24 @@ def flat(
         y_MN = activate(y_MN.to(tl.float32), up_MN.to(tl.float32), dtype, GATE)
     out_at_MN = at_M[:, None].to(tl.int64) * width + at_N[None, :]
     tl.store(out + out_at_MN, y_MN, mask=is_token_M[:, None] & is_here_N[None, :])
+
+
+@triton.jit
+def restore(
+    numbers, scales, out, n_rows, K: tl.constexpr, SCHEME: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr
+):
+    """Write the numbers that rows stand for, rounded to the dtype of `out`, without wider ones in memory between."""
+    at_N = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    k, is_here_N = tl.program_id(1) * BLOCK_K, at_N < n_rows
+    tile, scale_NG = stored(numbers, scales, at_N, is_here_N, k, K, SCHEME, BLOCK_K)
+    at, start_N = places(k, SCHEME, BLOCK_K), at_N.to(tl.int64) * K
+    dtype: tl.constexpr = out.dtype.element_ty
+    if SCHEME == 2:
+        low, high = halves(tile, scale_NG)
+        into, is_here = out + start_N[:, None, None] + at[None, :, :], is_here_N[:, None, None]
+        tl.store(into, low.to(dtype), mask=is_here & (at < K)[None, :, :])
+        tl.store(into + 16, high.to(dtype), mask=is_here & (at + 16 < K)[None, :, :])
+    else:
+        wide_NK = tile.to(tl.float32) * tl.load(scales + at_N, mask=is_here_N, other=0.0)[:, None]
+        mask_NK = is_here_N[:, None] & (at < K)[None, :]
+        tl.store(out + start_N[:, None] + at[None, :], wide_NK.to(dtype), mask=mask_NK)
