@@ -44,6 +44,9 @@ def run_calibration(path: Path, profile: Path | None, console: Console) -> None:
     console.print(head, highlight=False, soft_wrap=True)
     differences = cost_differences(log, None if profile is None else fitted)
     console.print(cost_table(differences))
+    n_larger = sum(one.is_extrapolated for one in differences)
+    if n_larger:
+        console.print(f"{n_larger} of these steps are larger than any that the profile measured", highlight=False)
     console.print(worst_table(differences))
     if log.why_open:
         console.print(f"decisions are not replayed: {log.why_open}", highlight=False)
@@ -64,20 +67,8 @@ def run_calibration(path: Path, profile: Path | None, console: Console) -> None:
 def cost_table(differences: Sequence[Difference]) -> Table:
     """Relative errors by kind of step."""
     table = Table(title="Predicted against measured device time", title_justify="left")
-    columns = (
-        "steps",
-        "of kind",
-        "measured, s",
-        "predicted, s",
-        "all off by",
-        "mean",
-        "p50",
-        "p90",
-        "p99",
-        "extrapolated",
-    )
-    for column in columns:
-        table.add_column(column, justify="left" if column == "of kind" else "right")
+    for column in ("kind", "steps", "predicted / measured", "sum off by", "mean", "p50", "p90", "p99"):
+        table.add_column(column, justify="left" if column == "kind" else "right")
     by_kind: defaultdict[str, list[Difference]] = defaultdict(list)
     for difference in differences:
         by_kind[kind_of(difference.step)].append(difference)
@@ -86,14 +77,11 @@ def cost_table(differences: Sequence[Difference]) -> Table:
         predicted_s = sum(one.predicted_s for one in group)
         off = np.abs([one.off_frac for one in group])
         table.add_row(
-            str(len(group)),
             kind,
-            f"{measured_s:.3f}",
-            f"{predicted_s:.3f}",
+            str(len(group)),
+            f"{predicted_s:.2f} / {measured_s:.2f} s",
             f"{predicted_s / measured_s - 1:+.1%}",
-            f"{off.mean():.1%}",
-            *(f"{np.percentile(off, percent):.1%}" for percent in (50, 90, 99)),
-            str(sum(one.is_extrapolated for one in group)),
+            *(f"{frac:.1%}" for frac in (off.mean(), *np.percentile(off, (50, 90, 99)))),
         )
     return table
 
@@ -101,7 +89,7 @@ def cost_table(differences: Sequence[Difference]) -> Table:
 def worst_table(differences: Sequence[Difference]) -> Table:
     """Those that cost the most seconds of error."""
     table = Table(title="Worst steps", title_justify="left")
-    for column in ("step", "kind", "decode rows", "keys", "prompt tokens", "measured, ms", "predicted, ms"):
+    for column in ("step", "kind", "rows", "keys", "tokens", "measured, ms", "predicted, ms"):
         table.add_column(column, justify="left" if column == "kind" else "right")
     worst = sorted(differences, key=lambda one: -abs(one.predicted_s - one.step.device_s))[:WORST]
     for one in worst:

@@ -167,3 +167,17 @@ def test_a_host_tier_takes_what_is_preempted_and_gives_it_back():
     assert counters["swaps_in_total"] == counters["swaps_out_total"] > 10
     assert with_tier.records[-1].end_s < without.records[-1].end_s  # nothing was computed twice
     assert [r.completion_tokens for r in with_tier.records] == [r.completion_tokens for r in without.records]
+
+
+@pytest.mark.parametrize("factor", [0.5, 3.0])
+def test_costs_that_are_some_times_as_high_make_latencies_as_high(factor):
+    """With all requests there at once, time has no other scale than that of the costs."""
+    trace = poisson_trace(60, 1e9, outputs=(2, 30), seed=4)
+    ends = {}
+    for scale in (1.0, factor):
+        cost = Linear(step_s=scale * 1e-3, token_s=scale * 1e-5, row_s=scale * 1e-5, host=scale * 1e-4)
+        setup = Setup(hardware=hardware(cost), policies=build_policies)
+        fleet = fleet_of(setup, trace)
+        fleet.run(trace)
+        ends[scale] = [record.end_s for record in run_of(setup, trace, fleet).records]
+    assert ends[factor] == pytest.approx([factor * end_s for end_s in ends[1.0]], rel=1e-3)

@@ -23,6 +23,7 @@ from penstock.cost.profile import FIELDS, Curve, HostTimes, Kind, Profile, Sampl
 
 Floats = npt.NDArray[np.float64]
 LEAST_BAND_FRAC = 0.01
+ACCIDENTS_FRAC = 0.01  # of the steps, on each side
 
 
 def fit(
@@ -156,14 +157,33 @@ def _ranges(samples: Sequence[Sample], size_of: SizeOf) -> Iterator[tuple[dict[i
             yield octaves[octave], octave == ordered[-1]
 
 
+def corrected(profile: Profile, served: Sequence[Sample]) -> Profile:
+    """The same, with the whole-step correction of other steps of a running engine, such as those of a step log."""
+    key = hashlib.blake2b(profile.key.encode() + msgspec.json.encode(served), digest_size=16).hexdigest()
+
+    def decode_size(load: StepLoad) -> float:
+        return bucket_of(profile.buckets, load.decode_rows)
+
+    decode = _corrected(replace(profile.decode, serving_frac=1.0), served, decode_size, has_chunks=False)
+    chunk = _corrected(replace(profile.chunk, serving_frac=1.0), served, _chunk_size, has_chunks=True)
+    return msgspec.structs.replace(profile, key=key, decode=decode, chunk=chunk)
+
+
 def _corrected(kind: Kind, served: Sequence[Sample], size_of: SizeOf, *, has_chunks: bool) -> Kind:
-    """With the median of what steps of the running engine took, over what the fit says of them."""
-    ratios = [
-        sample.seconds / kind.seconds(size_of(sample.load), sample.load)
+    """With what all steps of the running engine took, over what the fit says of them: sums, for queues grow with the
+    mean. The few that are furthest off on either side are accidents, and left out.
+    """
+    pairs = [
+        (sample.seconds, kind.seconds(size_of(sample.load), sample.load))
         for sample in served
         if bool(sample.load.chunk_tokens) is has_chunks
     ]
-    return replace(kind, serving_frac=float(np.median(ratios))) if ratios else kind
+    pairs.sort(key=lambda pair: pair[0] / pair[1])
+    n_out = round(ACCIDENTS_FRAC * len(pairs))
+    usual = pairs[n_out : len(pairs) - n_out]
+    if not usual:
+        return kind
+    return replace(kind, serving_frac=sum(measured_s for measured_s, _ in usual) / sum(fit_s for _, fit_s in usual))
 
 
 def _least_squares(rows: Floats, wanted: Floats) -> Floats:
