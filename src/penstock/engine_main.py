@@ -40,7 +40,7 @@ def end_with_parent(parent: int) -> None:
     threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
-class _NeverWaiting(logging.handlers.QueueHandler):
+class NeverWaiting(logging.handlers.QueueHandler):
     """Hands lines to a thread that writes them: whoever reads standard error slowly must not hold up a step.
 
     When the reader is `MAX_LINES` behind, lines are dropped, and the next one that gets through says how many.
@@ -74,7 +74,7 @@ def main() -> int:
     end_with_parent(int(sys.argv[2]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the front end decides what a signal means
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    logging.basicConfig(level=logging.INFO, handlers=[_NeverWaiting()])
+    logging.basicConfig(level=logging.INFO, handlers=[NeverWaiting()])
     options = msgspec.json.decode(sys.stdin.buffer.read(), type=EngineOptions)
     link = ZmqEngineEnd(Path(sys.argv[1]))
 

@@ -13,7 +13,7 @@ import sys
 import msgspec
 
 from penstock.core.errors import UserError
-from penstock.engine_main import end_with_parent
+from penstock.engine_main import NeverWaiting, end_with_parent
 from penstock.launch import build_rank
 from penstock.options import EngineOptions
 from penstock.runtime.follow import FirstRankGone, Leader
@@ -28,7 +28,8 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     to_first = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whoever prints must not write between our messages
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")  # the first rank says what is the same for all
+    # the first rank says what is the same for all
+    logging.basicConfig(level=logging.WARNING, handlers=[NeverWaiting()])
     try:
         leader = Leader(sys.stdin.buffer, to_first)
         try:

@@ -7,8 +7,8 @@ import sys
 
 PROGRAM = """
 import logging
-from penstock.engine_main import _NeverWaiting
-logging.basicConfig(level=logging.INFO, handlers=[_NeverWaiting()])
+from penstock.engine_main import NeverWaiting
+logging.basicConfig(level=logging.INFO, handlers=[NeverWaiting()])
 logging.getLogger("penstock.requests").info("%s", '{"event": "request_end"}')
 """
 

@@ -100,6 +100,19 @@ def test_plans_cross_as_they_are():
     assert list(read_to_rank(io.BytesIO(frame(Submit(plan)) + frame(Submit(PLAN))[:-1]))) == [Submit(plan)]
 
 
+def test_a_plan_that_is_larger_than_a_pipe_arrives(crew_of):
+    crew = crew_of("""
+        (start,) = next(messages).plan.starts
+        sys.exit(5 if list(start.tokens) == list(range(300_000)) else 6)
+    """)
+    tokens = array("i", range(300_000))
+    start = RowStart(
+        row=0, tokens=tokens, prompt_tokens=1, computed_tokens=0, blocks=((),), sampling=SamplingParams(), seed=0
+    )
+    crew.send(Plan(starts=(start,)))
+    assert "exit code 5" in str(crew.wait_lost())
+
+
 @pytest.mark.parametrize(
     ("program", "kind", "message"),
     [
