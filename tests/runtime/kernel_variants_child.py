@@ -16,11 +16,11 @@ from penstock.core.request import SamplingParams
 from penstock.ops import chain
 from penstock.ops.op import Op
 from penstock.ops.rms_norm import rms_norm
-from penstock.runtime.build import build_executor
 from penstock.runtime.compile_ahead import Job, _compile, _inherit
 from penstock.runtime.kernel_variants import OfflineDriver, Recorder, ShapedModel, StepShape, variants_of
 from tests.runtime.driver import Job as Sequence
 from tests.runtime.real import run_jobs
+from tests.runtime.team import build_team
 
 MAX_ROWS = 96
 
@@ -59,11 +59,11 @@ def met_by_chance(folder, n_steps=150):
     return len(ahead), sorted(name for name, key in recorder.found.keys() - ahead)
 
 
-def met_by_executor(folder):
+def met_by_executor(folder, n_ranks=1):
     """(launches of a real executor with random requests, variants that it asks for and that were not foreseen)."""
     options = {"dtype": "float32", "max_rows": 8, "max_model_tokens": 128}
-    executor = build_executor(folder, load_format="dummy", kv_memory_bytes=2**20, **options)
-    job = Job(model=str(folder), n_blocks=executor.n_blocks, **options)
+    executor = build_team(folder, n_ranks, load_format="dummy", kv_memory_bytes=2**20, **options)
+    job = Job(model=str(folder), n_blocks=executor.n_blocks, n_ranks=n_ranks, **options)
     ahead = {(variant.name, variant.key) for variant in variants_of(job)}
     on, empty = Op.on, torch.empty
     Op.on = lambda self, device: "cuda" if "cuda" in self.implementations else on(self, device)
@@ -83,6 +83,11 @@ def met_by_executor(folder):
     recorder.close()
     executor.close()
     return len(recorder.found), sorted(name for name, key in recorder.found.keys() - ahead)
+
+
+def met_by_two_ranks(folder):
+    """The same for a model that two ranks share."""
+    return met_by_executor(folder, n_ranks=2)
 
 
 def hits_after_compiling(folder):

@@ -54,8 +54,9 @@ def test_no_step_asks_for_a_kernel_that_was_not_foreseen(name, tmp_path):
     assert missed == []
 
 
-def test_a_real_executor_asks_for_nothing_else(tmp_path):
-    n_met, missed = child("met_by_executor", shrunk_config(), tmp_path)
+@pytest.mark.parametrize("what", ["met_by_executor", "met_by_two_ranks"])
+def test_a_real_executor_asks_for_nothing_else(what, tmp_path):
+    n_met, missed = child(what, shrunk_config(), tmp_path)
     assert n_met > 15
     assert missed == []
 
