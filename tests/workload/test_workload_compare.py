@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from penstock.core.request import Objective
-from penstock.workload.compare import compare
+from penstock.workload.compare import Comparison, Difference, compare
 from penstock.workload.records import Outcome, RequestRecord, Run, RunHeader
+from penstock.workload.report import render_comparison
 
 
 def run_with(first_s: np.ndarray, label: str = "a", **changes: object) -> Run:
@@ -99,3 +102,15 @@ def test_the_length_of_a_run_is_drawn_with_its_requests():
     goodput = by_name(a, b)["goodput"]
     assert goodput.low < 0 == goodput.high
     assert goodput.verdict == "same"
+
+
+def test_a_terminal_of_80_characters_holds_every_cell():
+    differences = tuple(
+        Difference(name=name, unit=unit, is_less_better=True, a=a, b=b, low=b - 1.5 * a, high=b)
+        for name, unit, a, b in (("goodput", "requests/s", 7.4216, 7.4131), ("output", "tokens/s", 98765.4, 98700.0))
+    )
+    comparison = Comparison(name_a="default", name_b="prefill-first", is_paired=True, differences=differences)
+    console = Console(width=80, file=io.StringIO())
+    console.print(render_comparison(comparison))
+    assert "…" not in console.file.getvalue()
+    assert "goodput, requests/s" in console.file.getvalue()

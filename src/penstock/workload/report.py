@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import floor, log10
 from pathlib import Path
 from typing import Any
 
@@ -133,14 +134,14 @@ def _clients(summary: Summary) -> Table:
 def render_comparison(comparison: Comparison) -> RenderableType:
     """Both runs, the change, and whether it is more than the choice of requests explains."""
     headings = ("", escape(comparison.name_a), escape(comparison.name_b), "change", "95 % interval", "")
-    table = Table(*headings, box=SIMPLE_HEAD)
+    table = Table(*headings, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))  # 80 characters hold two names of 13
     for column in table.columns:
         column.no_wrap = True
     for column in table.columns[1:5]:
         column.justify = "right"
     for one in comparison.differences:
         color = {"better": "green", "worse": "red"}.get(one.verdict, "dim")
-        interval = "-" if one.low is None or one.high is None else f"[{one.low:+.3g}, {one.high:+.3g}]"
+        interval = "-" if one.low is None or one.high is None else _interval(one.low, one.high, one.a)
         cells = (_number(one.a), _number(one.b), _change(one), escape(interval), f"[{color}]{one.verdict}[/]")
         table.add_row(f"{one.name}, {one.unit}", *cells)
     pairing = "request by request" if comparison.is_paired else "as two samples: they did not replay the same requests"
@@ -149,6 +150,12 @@ def render_comparison(comparison: Comparison) -> RenderableType:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
+
+
+def _interval(low: float, high: float, of: float | None) -> str:
+    """With the decimals that a difference of a figure of this size needs."""
+    places = min(max(3 - floor(log10(abs(of))), 0), 9) if of else 3
+    return f"[{low:+.{places}f}, {high:+.{places}f}]"
 
 
 def _change(one: Difference) -> str:
