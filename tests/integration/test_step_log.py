@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import urllib.request
 
 from penstock.cost.devices import DEVICES
@@ -25,6 +26,9 @@ def test_what_a_killed_server_had_decided_is_decided_again(tmp_path):
         server.wait_until("/ready", 200)
         for n in (3, 30, 30):
             ask(server, prompt="import os " * n, max_tokens=9, n=2)
+        deadline_s = time.monotonic() + 20
+        while path.read_bytes().count(b'"type":"end"') < 6 and time.monotonic() < deadline_s:
+            time.sleep(0.02)
         server.engine().kill()
         server.wait_for("the engine process ended by signal 9")
     finally:

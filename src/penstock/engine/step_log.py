@@ -1,7 +1,7 @@
 """The step log: what came, what was planned, what that was expected to take and what it took; a JSON line each.
 
-A thread writes it, so that a slow disk never holds up a step; each line reaches the system at once, so that what was
-written survives the death of the process. When a file is full it becomes FILE.1, and a new one begins: a log takes
+A thread writes it a few times a second, so that neither a slow disk nor a thread that wakes up holds up a step; what it
+has written survives the death of the process. When a file is full it becomes FILE.1, and a new one begins: a log takes
 `MOST_BYTES` at most. Every file begins with a header that says all that a replay needs to build the engine again.
 
 No token is logged. The blocks of a prompt have names, hashes under a key that nobody keeps, which tell only which
@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import queue
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -36,6 +35,7 @@ log = logging.getLogger("penstock.engine")
 FORMAT_VERSION = 1
 MOST_BYTES = 256 * 2**20  # of both files
 MOST_WAITING = 100_000  # lines that the writer may be behind
+WRITE_EVERY_S = 0.1
 
 
 class StepLogError(UserError):
@@ -149,7 +149,8 @@ class StepLog:
         self._block_tokens = header.facts.states[0].block_tokens
         self._key = os.urandom(16)
         self._out: deque[tuple[int, float, Plan, Foreseen, float]] = deque()
-        self._lines: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._lines: deque[Any] = deque()
+        self._is_over = threading.Event()
         self._n_lost = 0
         try:
             self._file = self._opened(is_whole=True)
@@ -180,28 +181,33 @@ class StepLog:
 
     def close(self) -> None:
         """Wait until everything is written."""
-        self._lines.put(None)
+        self._is_over.set()
         self._thread.join()
 
     def _put(self, what: Any) -> None:
-        if self._lines.qsize() >= MOST_WAITING:
+        if len(self._lines) >= MOST_WAITING:
             self._n_lost += 1
             return
         if self._n_lost:
-            self._lines.put(Lost(self._n_lost))
+            self._lines.append(Lost(self._n_lost))
             self._n_lost = 0
-        self._lines.put(what)
+        self._lines.append(what)
 
     # --- the thread ---------------------------------------------------------------------------------------------------
     def _write(self) -> None:
-        for what in iter(self._lines.get, None):
-            try:
-                for record in self._records(what):
-                    self._line(record)
-            except OSError as error:
-                log.error("the step log ends here, %s cannot be written: %s", self._path, error.strerror)
-                break
-        os.close(self._file)
+        try:
+            while not self._is_over.wait(WRITE_EVERY_S):
+                self._write_what_waits()
+            self._write_what_waits()
+        except OSError as error:
+            log.error("the step log ends here, %s cannot be written: %s", self._path, error.strerror)
+        finally:
+            os.close(self._file)
+
+    def _write_what_waits(self) -> None:
+        while self._lines:
+            for record in self._records(self._lines.popleft()):
+                self._line(record)
 
     def _line(self, record: Record) -> None:
         line = self._encoder.encode(record) + b"\n"
