@@ -38,6 +38,12 @@ SYSTEMS = (
         demonstration="penstock demonstrate burstgpt",
     ),
     System(
+        name="flashdecoding-plus-plus",
+        room="ops",
+        switch="penstock serve --softmax unified (after penstock profile softmax); penstock profile kernels",
+        demonstration="penstock demonstrate flashdecoding-plus-plus",
+    ),
+    System(
         name="streaming-llm",
         room="models",
         switch="penstock serve --window-tokens 1020 --sink-tokens 4",
