@@ -16,14 +16,12 @@ Shape letters: T tokens, N outputs, K inputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 import torch.nn.functional as F  # noqa: N812, the name that everybody reads
 from torch import Tensor
 
 from penstock.ops.dispatch import Cuts
+from penstock.ops.linear_weight import LinearWeight
 from penstock.ops.packed import PackedWeight
 
 CPU_NAMES = ("rows", "library", "flipped")
@@ -33,7 +31,7 @@ MOST_SINGLE_ROWS = 4  # beyond, reading the weights again for each row never pay
 MOST_FLAT_ROWS = 64  # on a GPU
 
 
-class TunedWeight(torch.Tensor):
+class TunedWeight(LinearWeight):
     """[N, K] to whoever asks. dense: None if only the packed form is ever used; packed: None off the C++ kernels."""
 
     dense: Tensor | None
@@ -49,20 +47,6 @@ class TunedWeight(torch.Tensor):
         weight.dense, weight.packed, weight.cuts = dense, packed, cuts
         return weight
 
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        served = _SERVED.get(func)
-        if served is not None:
-            return served(*args, **(kwargs or {}))
-        if getattr(func, "__name__", "") == "__get__":  # shape, dtype, device
-            with torch._C.DisableTorchFunctionSubclass():
-                return func(*args, **(kwargs or {}))
-        raise TypeError(f"a tuned weight serves linear and embedding, not {getattr(func, '__name__', func)}")
-
-    @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
-        raise TypeError(f"a tuned weight has no numbers to give to {func}; see its dense and packed forms")
-
     def __repr__(self) -> str:  # type: ignore[override]
         return f"TunedWeight({tuple(self.shape)}, {self.cuts})"
 
@@ -70,6 +54,23 @@ class TunedWeight(torch.Tensor):
     def nbytes(self) -> int:  # type: ignore[override]
         """Bytes that lie in memory, of both forms."""
         return sum(form.nbytes for form in (self.dense, self.packed) if form is not None)
+
+    def linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """On a CPU, and on a GPU the library's: kernels of our own begin at `entry_linear`."""
+        rows = x.numel() // max(1, x.shape[-1])
+        which = self.cuts.pick(rows)
+        if which == 0 and self.packed is not None:
+            return self.packed.linear(x, bias)
+        assert self.dense is not None
+        if x.device.type != "cpu" or which == 1 or x.dim() != 2 or not rows:
+            return F.linear(x, self.dense, bias)
+        return _by_rows(x, self.dense, bias) if which == 0 else _flipped(x, self.dense, bias)
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """Rows of the matrix: [*ids, K]."""
+        form = self.packed if self.dense is None else self.dense
+        assert form is not None
+        return F.embedding(ids, form)
 
 
 def names_on(device: torch.device, is_native: bool) -> tuple[str, str, str]:
@@ -98,18 +99,6 @@ def few_rows_form(weight_NK: Tensor) -> tuple[Tensor, int | None]:
     return weight_NK, None
 
 
-def _linear(input: Tensor, weight: TunedWeight, bias: Tensor | None = None) -> Tensor:
-    """On a CPU, and on a GPU the library's: kernels of our own begin at `entry_linear`."""
-    rows = input.numel() // max(1, input.shape[-1])
-    which = weight.cuts.pick(rows)
-    if which == 0 and weight.packed is not None:
-        return F.linear(input, weight.packed, bias)
-    assert weight.dense is not None
-    if input.device.type != "cpu" or which == 1 or input.dim() != 2 or not rows:
-        return F.linear(input, weight.dense, bias)
-    return _by_rows(input, weight.dense, bias) if which == 0 else _flipped(input, weight.dense, bias)
-
-
 def _by_rows(x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None) -> Tensor:
     if len(x_TK) == 1:
         out_TN = torch.mv(weight_NK, x_TK[0]).unsqueeze(0)
@@ -121,12 +110,3 @@ def _by_rows(x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None) -> Tensor:
 def _flipped(x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None) -> Tensor:
     out_TN = torch.mm(weight_NK, x_TK.t()).t().contiguous()
     return out_TN if bias_N is None else out_TN.add_(bias_N)
-
-
-def _embedding(input: Tensor, weight: TunedWeight, **for_training: Any) -> Tensor:
-    form = weight.packed if weight.dense is None else weight.dense
-    assert form is not None
-    return F.embedding(input, form)
-
-
-_SERVED: dict[Callable[..., Tensor], Callable[..., Tensor]] = {F.linear: _linear, F.embedding: _embedding}
