@@ -32,23 +32,34 @@ def main() -> int:
     logging.basicConfig(level=logging.WARNING, handlers=[NeverWaiting()])
     try:
         leader = Leader(sys.stdin.buffer, to_first)
-        try:
-            executor = build_rank(msgspec.json.decode(leader.options, type=EngineOptions), leader)
-        except UserError as wrong:
-            leader.fail(wrong, is_user_error=True)
-            return 2
-        except (FirstRankGone, BrokenPipeError):
-            raise
-        except Exception as broken:
-            log.exception("rank %d cannot start", leader.shard.rank)
-            leader.fail(broken, is_user_error=False)
-            return 1
-        leader.follow(executor)
     except FirstRankGone:
+        return 0
+    try:
+        code = _follow(leader)
+    except (FirstRankGone, BrokenPipeError):
         log.debug("the first rank ended while this one was built")
-    except BrokenPipeError:
-        log.debug("the first rank ended before it was told something")
+        code = 0
+    leader.clear()
+    if code:
+        return code
     os._exit(0)  # a step may be under way that waits for a rank which is gone
+
+
+def _follow(leader: Leader) -> int:
+    """Until the first rank is gone, or with what it is told about a start that failed."""
+    try:
+        executor = build_rank(msgspec.json.decode(leader.options, type=EngineOptions), leader)
+    except (FirstRankGone, BrokenPipeError):
+        raise
+    except UserError as wrong:
+        leader.fail(wrong, is_user_error=True)
+        return 2
+    except Exception as broken:
+        log.exception("rank %d cannot start", leader.shard.rank)
+        leader.fail(broken, is_user_error=False)
+        return 1
+    leader.follow(executor)
+    return 0
 
 
 if __name__ == "__main__":

@@ -54,19 +54,24 @@ def test_what_keeps_ranks_from_starting_is_one_line_and_leaves_no_process():
     assert not ranks_below(psutil.Process())
 
 
-def test_ranks_and_their_engine_end_together():
+def test_ranks_and_their_engine_end_together_and_leave_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     with running_server("--tensor-parallel", "2", "--kv-memory", "32MiB") as server:
         engine, rank = processes_of(server)
         os.kill(rank.pid, signal.SIGKILL)  # while nothing runs: the engine notices by itself
         server.wait_for(f"rank 1 of 2 (process {rank.pid}) ended by signal 9: starting it again")
         wait_gone([engine, rank])
+        left = set(tmp_path.glob("penstock-ranks-*"))
         server.wait_for("serving ", n=2)
         server.wait_until("/ready", 200)
         answer = httpx.post(f"{server.url}/v1/completions", json={"prompt": "x", "max_tokens": 2}, timeout=60)
         assert answer.status_code == 200
         engine, rank = processes_of(server)
+        (folder,) = set(tmp_path.glob("penstock-ranks-*"))
         os.kill(engine.pid, signal.SIGKILL)
         wait_gone([engine, rank])
+        assert not left
+        assert not folder.exists()
         engine, rank = processes_of(server)  # the next ones, while they start
         os.kill(server.process.pid, signal.SIGKILL)
         wait_gone([engine, rank])

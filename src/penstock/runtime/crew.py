@@ -244,4 +244,5 @@ class Crew:
         log.error("%s", why)
         if self._peers is not None:
             self._peers.abort()
+        shutil.rmtree(self._folder, ignore_errors=True)  # whoever is told may end the process at once
         self._on_lost(why)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import queue
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,6 +53,10 @@ class Leader:
     def fail(self, error: Exception, *, is_user_error: bool) -> None:
         """Say why this rank ends."""
         self._send(Failed(str(error) or repr(error), is_user_error))
+
+    def clear(self) -> None:
+        """Nobody meets any more: remove what the first rank, if it was killed, has left."""
+        shutil.rmtree(self._meeting.parent, ignore_errors=True)
 
     def follow(self, executor: Executor) -> None:
         """Carry out plans until the first rank is gone. Raises what broke a step."""
