@@ -277,6 +277,14 @@ def test_show_and_generate_write_a_page_with_plots(tmp_path, azure):
         assert "mean rate" in text
 
 
+def test_several_traces_are_shown_in_one_page(tmp_path, azure):
+    page = tmp_path / "t.html"
+    shown = penstock("trace", "show", azure, "bursts", "--html", page)
+    assert shown.exit_code == 0, shown.output
+    assert "<h1>azure and bursts</h1>" in page.read_text()
+    assert shown.output.count("mean rate") == 2
+
+
 def test_the_same_run_makes_the_same_page(tmp_path, azure):
     pages = [tmp_path / "a.html", tmp_path / "b.html"]
     for page in pages:

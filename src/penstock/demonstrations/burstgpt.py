@@ -39,7 +39,7 @@ from penstock.workload.trace import Trace, TraceHeader
 
 SEED = 0
 LOAD_FRAC = 0.5  # of what the CPU answers when everything comes at once
-LIMITS_OVER_ALONE = 5.0  # limits over the p90 of requests that meet nobody
+LIMITS_OVER_ALONE = 5.0  # limits over the median of requests that meet nobody
 DAY_NOTE = "steady, ragged and bursts ask for the same lengths; day has sessions, whose prompts grow with every turn."
 ALONE_REQUESTS = 20
 ALONE_EVERY_S = 0.4
@@ -119,7 +119,7 @@ def served(console: Console, url: str, tokens: int | None = None, load: Load = O
     alone = summarise(_replay(console, url, spaced(sample, ALONE_REQUESTS, ALONE_EVERY_S), "alone"))
     if alone.ttft is None or alone.tpot is None:
         raise ReplayError(f"the server at {url} answered none of {alone.requests} requests: {alone.outcomes}")
-    ttft_s, tpot_s = (round(LIMITS_OVER_ALONE * spread.p90_s, 3) for spread in (alone.ttft, alone.tpot))
+    ttft_s, tpot_s = (round(LIMITS_OVER_ALONE * spread.p50_s, 3) for spread in (alone.ttft, alone.tpot))
     rate_per_s = LOAD_FRAC * at_once.requests_per_s
     duration_s = load.duration_s
     if tokens is not None:
@@ -131,7 +131,7 @@ def served(console: Console, url: str, tokens: int | None = None, load: Load = O
     return Panel(
         title=f"{runs[0].header.model} on this CPU, over HTTP",
         note=f"the rate is {LOAD_FRAC:.0%} of the {at_once.requests_per_s:.1f} requests/s that it answers if all come "
-        f"at once, the limits are {LIMITS_OVER_ALONE:g} times the p90 of requests that come alone",
+        f"at once, the limits are {LIMITS_OVER_ALONE:g} times the median of requests that come alone",
         load=load,
         runs=runs,
     )

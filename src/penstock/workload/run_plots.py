@@ -89,7 +89,8 @@ def _steps(
     axes: Axes, parts: Sequence[Window], value: Callable[[Window], float | None], color: str, label: str
 ) -> None:
     values = [np.nan if (one := value(window)) is None else one for window in parts]
-    axes.plot([window.start_s for window in parts], values, color=color, label=label, drawstyle="steps-post")
+    edges_s = [*(window.start_s for window in parts), *(window.stop_s for window in parts[-1:])]
+    axes.plot(edges_s, [*values, *values[-1:]], color=color, label=label, drawstyle="steps-post")
 
 
 def _distributions(runs: Sequence[Run]) -> Figure:

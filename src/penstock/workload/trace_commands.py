@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from penstock.workload.commands import HtmlPath, ObjectiveText, load_trace, one_line_errors, parse_objective
+from penstock.workload.commands import (
+    HtmlPath,
+    ObjectiveText,
+    check_outputs,
+    load_trace,
+    one_line_errors,
+    parse_objective,
+)
 from penstock.workload.kinds import FORMATS, BurstsKeep, Traffic
 
 if TYPE_CHECKING:
@@ -35,10 +42,18 @@ def _open(name: str, format_name: str | None, seed: int = 0) -> Trace:
 
 
 @trace_app.command("show")
-def trace_show(trace: TracePath, format_name: FormatName = None, seed: Seed = 0, html: HtmlPath = None) -> None:
+def trace_show(
+    traces: Annotated[
+        list[str], typer.Argument(help="Trace files of any known format, or kinds of traffic; several side by side.")
+    ],
+    format_name: FormatName = None,
+    seed: Seed = 0,
+    html: HtmlPath = None,
+) -> None:
     """Say what a trace holds: rate, burstiness, lengths, sessions, and how much of its prompts is shared."""
     with one_line_errors():
-        _show([survey_with_count(_open(trace, format_name, seed))], html)
+        check_outputs(None, html)
+        _show([survey_with_count(_open(name, format_name, seed)) for name in traces], html)
 
 
 def _show(found: list[Survey], html: Path | None) -> None:
