@@ -43,14 +43,14 @@ def run_demo(n_requests: int) -> int:
 
 
 @contextmanager
-def local_server(shown: Console = console) -> Iterator[str]:
+def local_server(*options: str, shown: Console = console) -> Iterator[str]:
     """A server with the bundled model on a free port of this machine, ready to answer; gives its URL.
 
-    shown: where its start-up lines go. Raises EngineDied if it does not start.
+    options: more of `penstock serve`. shown: where its start-up lines go. Raises EngineDied if it does not start.
     """
     # a session of its own: Ctrl-C is for whoever asks it, who then ends it
     server = subprocess.Popen(
-        [sys.executable, "-m", "penstock.cli", "serve", "--port", "0"],
+        [sys.executable, "-m", "penstock.cli", "serve", "--port", "0", *options],
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,

@@ -14,6 +14,7 @@ from penstock.demonstrations.burstgpt import (
     ON_CPU,
     ON_GPU,
     Load,
+    exactly,
     sections,
     served,
     simulated,
@@ -65,3 +66,12 @@ def test_a_real_server_is_asked_relative_to_what_it_can_do(server):
 def test_probes_are_spaced_evenly():
     rows = list(spaced(Load(duration_s=100.0, objective=Objective(ttft_s=1.0)).trace(Traffic.STEADY), 5, 0.5))
     assert [row.arrival_s for row in rows] == [0.0, 0.5, 1.0, 1.5, 2.0]
+
+
+def test_what_is_served_has_exactly_the_rate():
+    load = Load(rate_per_s=4.0, duration_s=30.0)
+    for kind in Traffic:
+        made = list(load.trace(kind))
+        rows = list(exactly(load.trace(kind), load))
+        assert len(rows) == len(made)
+        assert rows[-1].arrival_s == pytest.approx(made[-1].arrival_s * len(rows) / 120.0)

@@ -36,9 +36,11 @@ from penstock.workload.replay import ReplayOptions
 from penstock.workload.report import ms
 from penstock.workload.run_plots import goodput_figure, run_figures
 from penstock.workload.trace import Trace, TraceHeader
+from penstock.workload.transform import scale_rate
 
 SEED = 0
-LOAD_FRAC = 0.5  # of what the CPU answers when everything comes at once
+AT_A_TIME = 16  # sequences: a burst must be more than one batch, as it is on a GPU that serves thousands
+LOAD_FRAC = 0.6  # of what the CPU answers when everything comes at once
 LIMITS_OVER_ALONE = 5.0  # limits over the median of requests that meet nobody
 DAY_NOTE = "steady, ragged and bursts ask for the same lengths; day has sessions, whose prompts grow with every turn."
 ALONE_REQUESTS = 20
@@ -93,7 +95,7 @@ def demonstrate(tokens: int | None = None, html: Path | None = None) -> None:
     console = Console(highlight=False)
     panels = [simulated(console)]
     console.print(table_of(panels[0]))
-    with local_server(Console(quiet=True)) as url:
+    with local_server("--max-running", str(AT_A_TIME), shown=Console(quiet=True)) as url:
         panels.append(served(console, url, tokens))
     console.print(table_of(panels[1]))
     verdicts = [*map(verdict, panels), DAY_NOTE]
@@ -127,14 +129,20 @@ def served(console: Console, url: str, tokens: int | None = None, load: Load = O
     load = replace(
         load, rate_per_s=rate_per_s, duration_s=duration_s, objective=Objective(ttft_s=ttft_s, tpot_s=tpot_s)
     )
-    runs = [_replay(console, url, load.trace(kind), kind.value) for kind in Traffic]
+    runs = [_replay(console, url, exactly(load.trace(kind), load), kind.value) for kind in Traffic]
     return Panel(
-        title=f"{runs[0].header.model} on this CPU, over HTTP",
+        title=f"{runs[0].header.model} on this CPU, over HTTP, {AT_A_TIME} at a time",
         note=f"the rate is {LOAD_FRAC:.0%} of the {at_once.requests_per_s:.1f} requests/s that it answers if all come "
         f"at once, the limits are {LIMITS_OVER_ALONE:g} times the median of requests that come alone",
         load=load,
         runs=runs,
     )
+
+
+def exactly(trace: Trace, load: Load) -> Trace:
+    """The trace, its times stretched to the very rate: how many a short ragged one has scatters by a seventh."""
+    n_requests = sum(1 for _ in trace)
+    return scale_rate(trace, load.rate_per_s * load.duration_s / n_requests, scales_pauses=True)
 
 
 def spaced(trace: Trace, n_requests: int, every_s: float) -> Trace:
