@@ -11,6 +11,8 @@ with `s`. Without one, ratios are to the figures of `recorded.json`, and the tab
 
 With --tensor-parallel N, N GPUs run each model together, and the limits are N times those of one; the first check takes
 their tokens, too, through CUDA graphs with the sums in them.
+`--shared-prefixes` runs everything once more with prefixes read once for all rows (Hydragen), as `MODEL, shared`, and
+checks that greedy answers behind one prefix are the same with and without.
 
 Workloads are those of `penstock.workload.offline`, or of a file with `NAMES` and `make(name) -> (prompts, lengths)`.
 """
@@ -49,6 +51,8 @@ def main() -> None:
     limits = _measure_limits(arguments.quantize)
     print(json.dumps(limits), flush=True)
     _check_tokens(arguments.quantize, arguments.tensor_parallel)
+    if arguments.shared_prefixes:
+        _check_shared_tokens()
     rows: list[dict[str, Any]] = []
     for model in arguments.models:
         ours = _lines([sys.executable, __file__, "--one", model, *sys.argv[1:]])
@@ -59,6 +63,10 @@ def main() -> None:
             command = [sys.executable, str(arguments.peer_script), model, *arguments.workloads]
             peer = {"name": "peer", "when": "this run", "figures": {line["what"]: line for line in _lines(command)}}
         rows += [_row(model, line, peer["figures"], limits, arguments.tensor_parallel) for line in ours]
+        if arguments.shared_prefixes:
+            again = _lines([sys.executable, __file__, "--one", model, "--sharing", "on", *sys.argv[1:]])
+            name = f"{model}, shared"
+            rows += [_row(name, line, peer["figures"], limits, arguments.tensor_parallel) for line in again]
     _print_table(rows, f"{peer['name']}, {peer['when']}")
     print(
         json.dumps(
@@ -79,7 +87,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--compile-ahead", action="store_true", help="compile kernels beside the start")
     parser.add_argument("--tensor-parallel", type=int, default=1, metavar="N", help="GPUs that run each model together")
     parser.add_argument("--quantize", default="none", help="none, fp8, int8 or int4")
+    parser.add_argument("--shared-prefixes", action="store_true")
     parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--sharing", default="off", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -104,7 +114,9 @@ def _run_model(model: str, arguments: argparse.Namespace) -> None:
             seconds = time.perf_counter() - began_s
             assert [len(tokens) for tokens in outputs] == lengths
             line = _line(model, name, prompts, lengths, seconds, arguments.quantize)
-            print(json.dumps(line), flush=True)
+            counters = engine.counters()
+            keys = {key: counters[f"decode_{key}_total"] for key in ("keys_read", "keys_saved")}  # of all so far
+            print(json.dumps(line | keys), flush=True)
         engine.close()
 
 
@@ -217,6 +229,29 @@ def _check_tokens(quantize: str, n_gpus: int) -> None:
         how = f"{n_ranks} x {device}{', captured' if is_capturing else ''}"
         print(f"tokens, {how}: {same} of {len(first)} answers as {ways[0][0]}")
         assert same == len(first), "the GPU's tokens differ: no time is worth anything"
+
+
+def _check_shared_tokens() -> None:
+    """Greedy answers of the bundled model behind a tree of prefixes, float32: with and without, captured and not."""
+    rng = random.Random(2)
+    root, *middle = ([rng.randrange(3, 4000) for _ in range(n)] for n in (900, 300, 300, 300))
+    prompts = [root + middle[k % 3] + [rng.randrange(3, 4000) for _ in range(1 + k % 7)] for k in range(48)]
+    answers, saved = {}, {}
+    for sharing, is_capturing in (("off", True), ("on", False), ("on", True)):
+        engine = _engine(
+            model="penstock-tiny", device="cuda", dtype="float32", kv_memory="256MiB", shared_prefix_attention=sharing
+        )
+        engine._executor._step._graphs.is_capturing = is_capturing
+        _generate(engine, prompts[:3], [1] * 3)  # the prefixes are warm
+        answers[sharing, is_capturing] = _generate(engine, prompts, [40] * len(prompts), temperature=0.0)
+        saved[sharing] = engine.counters()["decode_keys_saved_total"]
+        engine.close()
+    first = answers["off", True]
+    for how, found in answers.items():
+        same = sum(a == b for a, b in zip(found, first, strict=True))
+        print(f"tokens, shared prefixes {how[0]}{', captured' if how[1] else ''}: {same} of {len(first)} as without")
+        assert same == len(first), "the tokens differ: no time is worth anything"
+    assert saved["on"] > 0, "nothing was shared: the rule or the tree is wrong"
 
 
 def _measure_limits(quantize: str) -> dict[str, Any]:

@@ -228,6 +228,7 @@ def build_rank(options: EngineOptions, ranks: Ranks | None, on_phase: OnPhase = 
         torch_threads=options.threads,
         compile_ahead=options.compile_ahead,
         ranks=ranks,
+        shared_prefix_attention=options.shared_prefix_attention,
         on_phase=on_phase,
         on_memory=tell_memory,
     )

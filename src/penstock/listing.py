@@ -44,6 +44,12 @@ SYSTEMS = (
         demonstration="penstock demonstrate flashdecoding-plus-plus",
     ),
     System(
+        name="hydragen",
+        room="runtime",
+        switch="penstock serve --shared-prefix-attention auto (on for CPUs)",
+        demonstration="penstock demonstrate hydragen",
+    ),
+    System(
         name="streaming-llm",
         room="models",
         switch="penstock serve --window-tokens 1020 --sink-tokens 4",

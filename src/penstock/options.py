@@ -35,12 +35,14 @@ class EngineOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, fr
     preempted sequences are swapped to and evicted prefixes kept ("0": none). max_running: most sequences at a time.
     max_model_tokens: a shorter context than the model's. window_tokens: StreamingLLM, keep the first sink_tokens and
     the last window_tokens of every sequence, and let it go on without an end (max_model_tokens, by default 2**20);
-    none: keep all. tensor_parallel: how many GPUs (on a CPU, processes) hold a share of the model each and run it
-    together; `kv_memory` and `host_kv_memory` are those of all. compile_ahead: on a GPU, compile the Triton kernels
-    that the model can meet while it starts, in processes beside it. trace: a file for a timeline of host and device,
-    written when the engine closes. step_log: a file that gets a line per step, see `engine/step_log.py`. profile: a
-    file of `penstock profile`, what policies know of the cost of steps; none: the one that ships for model and device,
-    if any (for one device only). policy, slots, policy_options: see `penstock policies`.
+    none: keep all. shared_prefix_attention: on, off, or auto (on for CPUs): a prefix that decoding sequences share is
+    read once for all of them where that is faster; off: what a sequence gets is the same beside any others, to the last
+    bit, as far as kernels go. tensor_parallel: how many GPUs (on a CPU, processes) hold a share of the model each and
+    run it together; `kv_memory` and `host_kv_memory` are those of all. compile_ahead: on a GPU, compile the Triton
+    kernels that the model can meet while it starts, in processes beside it. trace: a file for a timeline of host and
+    device, written when the engine closes. step_log: a file that gets a line per step, see `engine/step_log.py`.
+    profile: a file of `penstock profile`, what policies know of the cost of steps; none: the one that ships for model
+    and device, if any (for one device only). policy, slots, policy_options: see `penstock policies`.
     """
 
     model: str = DEFAULT_MODEL
@@ -63,6 +65,7 @@ class EngineOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, fr
     max_queued_requests: int = 4096
     max_queued_tokens: int = 4_194_304
     prefix_caching: bool = True
+    shared_prefix_attention: str = "auto"
     look_ahead: int = 1
     step_log: str | None = None
     trace: str | None = None

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
-from penstock.ops.check import all_ops, cases_of, compare
+from penstock.ops.check import all_ops, cases_of, compare, random_normal
 from penstock.ops.lazy import has_triton
+from penstock.ops.shared_attention.cases import SHAPES, shared_batch
+from penstock.ops.shared_attention.packing import Capacity, PlacedRun
 
 EVERY = {  # one case in so many; bfloat16 is for the GPU, the interpreter does not multiply it
     "clamped_swiglu": 1,
@@ -24,6 +27,7 @@ EVERY = {  # one case in so many; bfloat16 is for the GPU, the interpreter does 
     "rope_and_store": 4,
     "route": 2,
     "sample": 9,
+    "shared_attention": 5,
     "unified_attention": 5,
 }
 
@@ -40,6 +44,29 @@ def test_a_kernel_answers_as_its_reference(name):
     cases = [case for case in cases_of(name, "cpu") if "bfloat16" not in case.name]
     for case in cases[:: EVERY[name]]:
         compare(name, all_ops()[name].implementations["cuda"], case)
+
+
+@pytest.mark.skipif(not has_triton(), reason="needs Triton, which there is for Linux only")
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("shape", ["one run", "nested", "many members"])
+def test_runs_in_a_buffer_with_room_for_any_are_served_alike(shape):
+    """As a captured step has them: what is in the buffers now is not known to the host."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    generator = torch.Generator().manual_seed(2)
+    batch, n_blocks = shared_batch(*SHAPES[shape], 16, generator, device)
+    n_tokens, found = len(batch.kv_lens), batch.shared
+    placed = []
+    for run in found.runs_host:
+        placed.append(
+            PlacedRun(run.table_start, run.keys, tuple(found.members_M[run.first : run.stop].tolist()), run.level)
+        )
+    capacity = Capacity.for_any(n_tokens, 4)
+    packed = torch.from_numpy(capacity.pack(placed)).to(device)
+    roomy = replace(batch, shared=capacity.unpack(packed, found.tables, 10_000, ()))
+    q = random_normal(generator, n_tokens, 8, 32, dtype=torch.float16, device=device)
+    kv = random_normal(generator, 2, n_blocks, 16, 2, 32, dtype=torch.float16, device=device)
+    op = all_ops()["shared_attention"].implementations
+    torch.testing.assert_close(op["cuda"](q, kv, roomy, 0.3), op["reference"](q, kv, batch, 0.3), atol=3e-3, rtol=3e-3)
 
 
 def test_nothing_imports_triton_where_there_is_no_gpu():

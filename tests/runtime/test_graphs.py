@@ -11,9 +11,14 @@ import torch
 
 from penstock.core.plan import Plan, RowStart
 from penstock.core.request import SamplingParams
+from penstock.models import parts
 from penstock.models.facts import model_facts
 from penstock.models.read_spec import read_model_spec
+from penstock.ops.lazy import has_triton
+from penstock.ops.shared_attention import shared_attention
+from penstock.runtime import build
 from penstock.runtime.build import build_executor
+from penstock.runtime.cascade import Rates
 from penstock.runtime.graphs import Drawing, drawing_of
 from penstock.runtime.rows import Rows
 from penstock.runtime.transforms import make_logits_stage
@@ -21,6 +26,7 @@ from penstock.runtime.transforms import make_logits_stage
 from .driver import Job
 from .real import run_jobs, shrunk_config
 
+EAGER = Rates(read_bytes_per_s=1.0, flop_per_s=1e30, step_s=0.0, run_s=0.0)
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
@@ -91,4 +97,60 @@ def test_captured_steps_draw_what_their_kernels_draw_one_by_one(dtype, tmp_path)
         found.append([job.outputs for job in jobs])
         executor.close()
         assert bool(graphs._graphs) is is_capturing
+    assert found[0] == found[1]
+
+
+def forked_jobs(rng: Random, n: int) -> list[Job]:
+    """Samples of a few prompts: most fork from one that runs, and share its blocks."""
+    prompts = [[rng.randrange(61) for _ in range(n)] for n in (30, 17)]
+    return [Job(prompt=prompts[k % 2], n_outputs=rng.randint(3, 9), seed=k) for k in range(n)]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the next test runs the graphs themselves")
+@pytest.mark.skipif(not has_triton(), reason="needs Triton, which there is for Linux only")
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_shared_runs_in_a_buckets_buffers_give_the_tokens_of_reading_alone(tmp_path, monkeypatch):
+    """The form that is captured, on a CPU: the kernels see the buffers, and nothing that the host knows."""
+    one_layer = shrunk_config() | {"num_hidden_layers": 1, "layer_types": ["full_attention"]}  # interpreting is slow
+    (tmp_path / "config.json").write_text(json.dumps(one_layer))
+    monkeypatch.setattr(build, "RATES", {"cpu": EAGER, "native": EAGER})
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
+    options = {"dtype": "float32", "load_format": "dummy", "max_rows": 7, "block_tokens": 4, "kv_memory_bytes": 2**22}
+    found = {}
+    for choice in ("off", "on"):
+        executor = build_executor(tmp_path, shared_prefix_attention=choice, **options)
+        executor._max_rows = 6
+        if choice == "on":
+            step, step._max_rows = executor._step, 6  # the last row and the last block become scratch
+            step._graphs = step._new_graphs()
+            step._graphs.is_capturing = False
+            monkeypatch.setattr(parts, "shared_attention", shared_attention.implementations["cuda"])
+        rng = Random(5)
+        jobs = forked_jobs(rng, 14)
+        run_jobs(executor, jobs, rng)
+        found[choice] = [job.outputs for job in jobs]
+        if choice == "on":
+            assert {form.is_shared for form in step._graphs._seen} == {True, False}
+        executor.close()
+    assert found["on"] == found["off"]
+
+
+@needs_cuda
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_captured_steps_with_shared_runs_draw_what_their_kernels_draw_one_by_one(dtype, tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text(json.dumps(shrunk_config()))
+    monkeypatch.setattr(build, "RATES", {"cuda": EAGER})
+    found = []
+    for is_capturing in (True, False):
+        options = {"dtype": dtype, "device": "cuda", "load_format": "dummy", "max_rows": 9, "block_tokens": 4}
+        executor = build_executor(tmp_path, kv_memory_bytes=2**24, shared_prefix_attention="on", **options)
+        graphs = executor._step._graphs
+        graphs.is_capturing = is_capturing
+        rng = Random(5)
+        jobs = forked_jobs(rng, 60)
+        run_jobs(executor, jobs, rng)
+        found.append([job.outputs for job in jobs])
+        assert any(form.is_shared for form in graphs._graphs) is is_capturing
+        executor.close()
     assert found[0] == found[1]

@@ -18,6 +18,7 @@ from penstock.flags import (
     Policy,
     PrefixCaching,
     Quantize,
+    SharedPrefixAttention,
     Threads,
     TracePath,
 )
@@ -47,6 +48,7 @@ def offline_command(
     kv_memory: KvMemory = None,
     max_running: MaxRunning = 256,
     prefix_caching: PrefixCaching = True,
+    shared_prefix_attention: SharedPrefixAttention = "auto",
     load_format: LoadFormat = "auto",
     threads: Threads = None,
     policy: Policy = "default",
@@ -73,6 +75,7 @@ def offline_command(
             "kv_memory": kv_memory,
             "max_running": max_running,
             "prefix_caching": prefix_caching,
+            "shared_prefix_attention": shared_prefix_attention,
             "load_format": load_format,
             "threads": threads,
             "policy": policy,

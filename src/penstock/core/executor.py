@@ -105,6 +105,8 @@ class StepResult:
     belongs to the token after position start + k (so the last chunk of a prompt has one entry less than tokens).
     device_s: time that the device worked on it. moved: (plan id, seconds of copying) of each plan whose moves between
     the tiers were found complete since the last result; it may be an earlier plan, and need not be this one.
+    keys_read: keys of one full-attention layer that the decode rows read; keys_saved: those that they would have read
+    besides, had they not read common prefixes together.
     """
 
     tokens: npt.NDArray[np.int32]
@@ -112,6 +114,8 @@ class StepResult:
     prompt_logprobs: Mapping[int, tuple[TokenLogprobs, ...]] = field(default_factory=dict)
     device_s: float = 0.0
     moved: tuple[tuple[int, float], ...] = ()
+    keys_read: int = 0
+    keys_saved: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,11 +3,12 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from penstock.demonstrations import burstgpt, flashdecoding_plus_plus, streaming_llm
+from penstock.demonstrations import burstgpt, flashdecoding_plus_plus, hydragen, streaming_llm
 
 DEMONSTRATIONS: Mapping[str, Callable[[int | None], None]] = {
     "burstgpt": burstgpt.demonstrate,
     "flashdecoding-plus-plus": flashdecoding_plus_plus.demonstrate,
+    "hydragen": hydragen.demonstrate,
     "streaming-llm": streaming_llm.demonstrate,
 }
 # those that can write a page with plots as well

@@ -47,6 +47,8 @@ class Engine:
         self._decode_tokens = 0
         self._device_s = 0.0
         self.log: StepLog | None = None
+        self._keys_read = 0
+        self._keys_saved = 0
 
     @property
     def has_work(self) -> bool:
@@ -155,6 +157,8 @@ class Engine:
             "prefill_tokens_total": self._prefill_tokens,
             "decode_tokens_total": self._decode_tokens,
             "device_seconds_total": self._device_s,
+            "decode_keys_read_total": self._keys_read,
+            "decode_keys_saved_total": self._keys_saved,
         }
 
     def close(self, reason: FinishReason = FinishReason.ABORT) -> None:
@@ -169,6 +173,8 @@ class Engine:
         planned, ticket = self._out.popleft()
         result = self._executor.collect(ticket)
         self._device_s += result.device_s
+        self._keys_read += result.keys_read
+        self._keys_saved += result.keys_saved
         now_s = self._clock.now_s()
         self.scheduler.collect(planned, result, now_s)
         if self.log is not None:

@@ -39,6 +39,7 @@ from penstock.ops.rope import rope
 from penstock.ops.rope_and_store import rope_and_store
 from penstock.ops.route import route
 from penstock.ops.sample import sample
+from penstock.ops.shared_attention import shared_attention
 from penstock.ops.sink_attention import sink_attention
 from penstock.ops.tuned import TunedWeight
 from penstock.ops.write_kv import write_kv
@@ -46,8 +47,8 @@ from penstock.ops.write_kv import write_kv
 log = logging.getLogger(__name__)
 
 OPS: tuple[Op[..., Any], ...] = (
-    rms_norm, entry_linear, rope, write_kv, rope_and_store, paged_attention, sink_attention, add_sink, *GATED.values(),
-    route, experts, sample,
+    rms_norm, entry_linear, rope, write_kv, rope_and_store, paged_attention, shared_attention, sink_attention, add_sink,
+    *GATED.values(), route, experts, sample,
 )  # fmt: skip
 MOST_CAPTURED_HEAD_DIM = 256  # the paged attention in Triton has no wider heads
 
@@ -102,7 +103,7 @@ class Decoder:
             found["rms_norm"] = "reference"
         heads = {(a.q_heads, a.kv_heads, a.head_dim) for a in (layer.attention for layer in layers)}
         if found["paged_attention"] == "native" and not all(is_served_heads(*shape) for shape in heads):
-            found["paged_attention"] = "cpu"
+            found |= {name: "cpu" for name in ("paged_attention", "shared_attention") if name in found}
         return found
 
     def _linear_kernel(self) -> str:
@@ -190,6 +191,7 @@ def _ops_of(spec: ModelSpec) -> set[str]:
         attention, mlp = layer.attention, layer.mlp
         names |= {rope.name} if attention.rope is not None else set()
         names |= {sink_attention.name} if attention.sink_tokens else set()
+        names |= {shared_attention.name} if attention.window_tokens is None else set()
         names |= {add_sink.name} if isinstance(attention, AttentionSpec) and attention.has_sinks else set()
         names |= {route.name, experts.name} if isinstance(mlp, ExpertsSpec) else set()
         names.add(GATED[mlp.activation].name)

@@ -22,7 +22,7 @@ from penstock.ops import native
 from penstock.ops.activation import Activation
 from penstock.ops.batch import SegmentBatch
 from penstock.ops.packed import PackedWeight
-from penstock.ops.paged_attention.native import is_served_heads, live_segments
+from penstock.ops.paged_attention.native import is_served_heads, levelled, live_segments
 from penstock.ops.tuned import few_rows_form
 from penstock.ops.unified_attention.native import described
 
@@ -117,6 +117,10 @@ class FusedLayer:
             n_segments=len(segments_S4),
             threads=torch.get_num_threads(),
         )
+        if batch.shared is not None:
+            runs_R5, run_tables, members_M = levelled(batch.shared)
+            step.runs, step.n_runs, step.run_tables = runs_R5.data_ptr(), len(runs_R5), run_tables.data_ptr()
+            step.members = members_M.data_ptr()
         if self.attention.rope is not None:
             cos_TR, sin_TR = angles.tokens[self.attention.rope]
             step.cosines, step.sines, step.pairs = cos_TR.data_ptr(), sin_TR.data_ptr(), cos_TR.shape[1]

@@ -16,6 +16,7 @@ from penstock.ops.entry_linear import entry_linear
 from penstock.ops.merge_attention import merge_attention
 from penstock.ops.paged_attention import paged_attention
 from penstock.ops.rms_norm import rms_norm
+from penstock.ops.shared_attention import shared_attention
 from penstock.ops.sink_attention import sink_attention
 
 Rotated = Mapping[RopeSpec, tuple[Tensor, Tensor]]
@@ -45,8 +46,10 @@ def attend(
 ) -> tuple[Tensor, Tensor]:
     """(out_THd, lse_TH) over all that a token reads. q_sinks: its query as sinks see it, where the batch has any.
 
-    paged: what attends to the keys in the pool.
+    paged: what attends to the keys in the pool, where nothing is shared.
     """
+    if batch.shared is not None:  # then no sequence is longer than a window, if the layer has one
+        return shared_attention(q_THd, kv, batch, scale, soft_cap)
     out_THd, lse_TH = paged(q_THd, kv, batch, scale, window_tokens, soft_cap)
     if batch.sinks is None:
         return out_THd, lse_TH

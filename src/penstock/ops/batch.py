@@ -1,6 +1,7 @@
 """The ragged batch that the kernels of one state group share.
 
-Shape letters: T tokens of the step, S segments, B blocks of the longest table, K sinks.
+Shape letters: T tokens of the step, S segments, B blocks of the longest table, K sinks, R shared runs, M members of
+all of them, P pieces, L levels.
 """
 
 from __future__ import annotations
@@ -23,6 +24,48 @@ class SinkBatch:
     positions_T: Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class SharedRun:
+    """A run as the host sees it: its blocks begin at entry `table_start` of the tables, its members are
+    `members_M[first : stop]`. level: runs before it on each member."""
+
+    table_start: int
+    keys: int
+    first: int
+    stop: int
+    level: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)  # found again by identity
+class SharedRuns:
+    """Keys that several one-token segments read alike: each run is read once for all its members (arXiv 2402.05099).
+
+    Every key of a run comes before the tokens that read it, so nothing is masked. A token is in one run per level at
+    most. All tensors are int64 but `tables`, and may have room for more than there is (a captured step serves later
+    runs, too); what is empty has no member.
+
+    tables: int32, flat, where runs find their blocks. table_starts_R, keys_R: entry in `tables` of a run's first block,
+    and its length. member_starts: [R + 1], run r has members_M[member_starts[r] : member_starts[r + 1]], tokens of the
+    step. piece_runs_P, piece_firsts_P: runs cut into pieces of `PIECE_MEMBERS`; -1: no piece. places_LT: where each
+    token stands in members_M, by level; -1: nowhere. most_keys: no run is longer. runs_host: of the runs that are there
+    now; empty where a step is captured.
+    """
+
+    tables: Tensor
+    table_starts_R: Tensor
+    keys_R: Tensor
+    member_starts: Tensor
+    members_M: Tensor
+    piece_runs_P: Tensor
+    piece_firsts_P: Tensor
+    places_LT: Tensor
+    most_keys: int
+    runs_host: tuple[SharedRun, ...]
+
+
+PIECE_MEMBERS = 32
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SegmentBatch:
     """S runs of consecutive tokens, one per sequence of the step, laid end to end.
@@ -35,6 +78,9 @@ class SegmentBatch:
     Where layers read a window, tables begin with the first block that a token of the segment reads, and kv_lens count
     from there: a kernel compares places among keys, and those stay as they are. positions_T are always whole.
     sinks: what the tokens read besides, if there is anything.
+
+    shared: runs of keys that come before those of the tables, for segments of one token. There, tables and kv_lens
+    begin behind a segment's last run, as they do behind a window.
     """
 
     positions_T: Tensor
@@ -46,6 +92,7 @@ class SegmentBatch:
     kv_lens_host: tuple[int, ...]
     block_tokens: int
     sinks: SinkBatch | None = None
+    shared: SharedRuns | None = None
 
     @property
     def is_decode(self) -> bool:

@@ -71,6 +71,7 @@ class LayerStep(ctypes.Structure):
     _fields_ = (
         *((name, _P) for name in ("x", "change", "cosines", "sines", "kv", "slots", "tables", "segments")),
         *((name, _P) for name in ("total", "next_change")),
+        *(("runs", _P), ("n_runs", _I), ("run_tables", _P), ("members", _P)),
         *((name, _I) for name in ("tokens", "pairs", "n_blocks", "block_tokens", "table_width", "n_segments")),
         ("threads", _I),
     )
@@ -79,7 +80,7 @@ class LayerStep(ctypes.Structure):
 SIGNATURES: dict[str, tuple[type, ...]] = {
     "linear": (_I, _P, _I, _I, _P, _P, _I),
     "layer": (_I, _P, _P),
-    "attend": (_I, _P, _I, _P, _I, _P, _I, _P, _I, _I, _I, _I, _I, _F, _I, _F, _P, _P, _P, _I),
+    "attend": (_I, _P, _I, _P, _I, _P, _I, _P, _I, _I, _I, _I, _I, _F, _I, _F, _P, _I, _P, _P, _I, _P, _P, _P, _I),
     "rms_norm": (_I, _P, _I, _I, _I, _I, _I, _P, _I, _F, _P, _P, _P, _I),
     "gated_silu": (_I, _P, _I, _I, _P, _I),
     "rope": (_I, _P, _I, _I, _I, _I, _I, _P, _P, _I, _P, _I),
@@ -92,6 +93,7 @@ FUNCTIONS = {  # of each op, and of a whole layer
     "layer": "layer",
     "paged_attention": "attend",
     "unified_attention": "attend",
+    "shared_attention": "attend",
     "rms_norm": "rms_norm",
     "gated_silu": "gated_silu",
     "rope": "rope",

@@ -16,10 +16,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from penstock.core.errors import ConfigError
+from penstock.core.errors import ConfigError, UnknownName
+from penstock.core.executor import StateKind
 from penstock.core.plan import Chunk, DecodeGroup, Plan, RowStart
 from penstock.core.request import SamplingParams
-from penstock.models.spec import ALONE, Shard
+from penstock.models.spec import ALONE, ModelSpec, Shard
+from penstock.runtime.cascade import MEASURED, RATES, SharingRule
 from penstock.runtime.memory_plan import (
     MemoryPlan,
     default_kv_bytes,
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 THREAD_BYTES = 32 * 2**20
 STREAM_TOKENS = 2**20  # where a stream ends when nobody said: block tables are made for so many tokens
+SHARED_ATTENTION = ("auto", "on", "off")
 OnPhase = Callable[[str, float], None]  # (what was done, seconds)
 OnMemory = Callable[[MemoryPlan], None]
 
@@ -69,6 +72,7 @@ def build_executor(
     window_tokens: int | None = None,
     torch_threads: int | None = None,
     compile_ahead: bool = False,
+    shared_prefix_attention: str = "auto",
     lane: Lane | None = None,
     ranks: Ranks | None = None,
     on_phase: OnPhase = _ignore,
@@ -87,6 +91,8 @@ def build_executor(
         sink_tokens, window_tokens: keep only so many first and last tokens, without an end (StreamingLLM); None: all.
         torch_threads: threads of one operation on a CPU, of one rank; None chooses by the size of the model.
         compile_ahead: on a GPU, compile the kernels that the model can meet, in processes beside the start.
+        shared_prefix_attention: read a prefix that decoding sequences share once for all of them, where that is
+            faster: "on", "off", or "auto", which is on for CPUs.
         lane: where moves between the tiers are queued; None: what suits the device.
         ranks: those that run this model together with this one, each of which builds its own; None: this one is all.
         on_phase: told what was done and how long it took. on_memory: told the plan before weights and pool take memory.
@@ -108,6 +114,8 @@ def build_executor(
         from penstock.runtime.kernel_table import Tuning
     shard = ALONE if ranks is None else ranks.shard
     where = device_of(device, shard)
+    if shared_prefix_attention not in SHARED_ATTENTION:
+        raise UnknownName("shared_prefix_attention", shared_prefix_attention, SHARED_ATTENTION)
     with _phase("read config", on_phase):
         spec = read_model_spec(model_dir)
         if window_tokens is not None:
@@ -178,7 +186,10 @@ def build_executor(
         why = native.state().reason if peers is None else "a layer is one call only where no ranks add up within it"
         log.warning("not in C++ here, so slower than could be: %s (%s)", ", ".join(slow), why)
     new_pool = _pools_of(decoder, block_tokens)
-    executor = TorchExecutor(decoder, facts, new_pool=new_pool, max_rows=max_rows, device=where, lane=lane)
+    sharing = sharing_rules(spec, facts, decoder.kernels.get("shared_attention"), shared_prefix_attention)
+    executor = TorchExecutor(
+        decoder, facts, new_pool=new_pool, max_rows=max_rows, device=where, lane=lane, sharing=sharing
+    )
     if ahead is not None:
         executor.close_also(ahead.stop)
     try:
@@ -190,6 +201,31 @@ def build_executor(
         executor.close()
         raise
     return executor
+
+
+def sharing_rules(
+    spec: ModelSpec, facts: ModelFacts, kernel: str | None, choice: str = "on"
+) -> tuple[SharingRule | None, ...]:
+    """When rows read what they share once: by state group, None where a group keeps a window; (): never.
+
+    kernel: what computes attention over shared keys; None: the model has no layer that could. choice: one of
+    SHARED_ATTENTION. Raises ConfigError where it is "on", and what that gains is not known.
+    """
+    if choice == "off" or kernel is None or (choice == "auto" and kernel not in MEASURED):
+        return ()
+    if kernel not in RATES:
+        raise ConfigError("shared_prefix_attention is on, but this device has no kernel for it; use auto or off")
+    rules: list[SharingRule | None] = []
+    for state in facts.states:
+        attention = spec.layers[state.layers[0]].attention
+        rule = SharingRule(
+            rates=RATES[kernel],
+            key_bytes=state.block_bytes // (state.block_tokens * len(state.layers)),
+            key_flop=4 * attention.q_heads * attention.head_dim,
+            row_bytes=2 * 4 * attention.q_heads * (attention.head_dim + 1),
+        )
+        rules.append(rule if state.kind is StateKind.PAGED else None)
+    return tuple(rules)
 
 
 def useful_threads(weight_bytes: int, n_cores: int) -> int:

@@ -20,6 +20,7 @@ from torch import Tensor
 from penstock.core.errors import EngineDied
 from penstock.core.executor import DeviceSpan, ModelFacts, StepResult, Ticket
 from penstock.core.plan import Plan
+from penstock.runtime.cascade import SharingRule
 from penstock.runtime.movers import Lane
 from penstock.runtime.readback import Readback
 from penstock.runtime.rows import Known
@@ -44,7 +45,7 @@ class _AtOnce(Worker):
 class TorchExecutor:
     """Runs plans with a decoder. new_pool: makes the state pool of a layer; zeros, since padding is read and masked.
 
-    lane: where moves between the tiers are queued; None: what suits the device.
+    lane: where moves between the tiers are queued; None: what suits the device. sharing: as for `Stepper`.
     """
 
     def __init__(
@@ -56,12 +57,13 @@ class TorchExecutor:
         max_rows: int,
         device: torch.device,
         lane: Lane | None = None,
+        sharing: Sequence[SharingRule | None] = (),
     ) -> None:
         self._facts = facts
         self._max_rows = max_rows
         self._new_pool = new_pool
         self._device = device
-        self._step = Stepper(model, facts, max_rows=max_rows, device=device, lane=lane)
+        self._step = Stepper(model, facts, max_rows=max_rows, device=device, lane=lane, sharing=sharing)
         self._worker: Worker = ThreadPoolExecutor(1, "penstock-step") if device.type == "cpu" else _AtOnce()
         self._submitted: deque[tuple[Ticket, Future[Readback]]] = deque()
         self._died_of: str | None = None

@@ -9,6 +9,10 @@ at position 0.
 Graphs are captured when they are first needed: a bucket's first step runs kernel by kernel (and compiles what is new),
 its second one is captured. So the start does not wait for them, and sizes that never occur cost nothing.
 
+Rows that share prefixes make a step of another form, with a graph of its own per bucket. Which runs there are stands in
+buffers with room for any (`Capacity.for_any`), filled anew when members join or leave; own lengths follow on the
+device, as ever.
+
 What draws is part of the graph, in three forms: argmax, a plain draw, a draw behind filters. Rows that want more of
 their logits (log-probabilities, penalties, biases, allowed ids) end the graph at the logits; the rest is as ever.
 
@@ -30,10 +34,13 @@ from torch import Tensor
 from penstock.core.plan import DecodeGroup
 from penstock.ops.batch import SegmentBatch
 from penstock.ops.sample import sample
+from penstock.ops.shared_attention.packing import Capacity
+from penstock.runtime.cascade import MOST_LEVELS
 from penstock.runtime.layout import Layout
 from penstock.runtime.logits import LogitsStage
 from penstock.runtime.readback import KERNEL_BY_KERNEL
-from penstock.runtime.rows import Int, Real, Rows
+from penstock.runtime.rows import BlockTables, Int, Real, Rows
+from penstock.runtime.sharing import ByState, Shared
 from penstock.runtime.transfer import Ints, send
 
 log = logging.getLogger(__name__)
@@ -77,12 +84,53 @@ class Model:
     logits: Callable[[Tensor], Tensor]
 
 
+class _Runs:
+    """Room on the device for whatever a bucket's rows share in one state group."""
+
+    def __init__(self, tables: BlockTables, size: int) -> None:
+        device = tables.mirror.dev.device
+        self._capacity = Capacity.for_any(size, MOST_LEVELS)
+        self._packed = torch.from_numpy(self._capacity.pack(())).to(device)
+        self._first_S = torch.zeros(size, dtype=torch.int64, device=device)
+        most_keys = tables.width * tables.block_tokens
+        self.shared = Shared(
+            placed=(),
+            runs=self._capacity.unpack(self._packed, tables.mirror.dev, most_keys, ()),
+            first_S=self._first_S,
+            first_host_S=np.zeros(size, np.int64),  # bounds, as the lengths are
+            saved_tokens=0,
+        )
+
+    def fill(self, some: Shared | None) -> None:
+        """Hold these runs from now on."""
+        device = self._packed.device
+        first_host_S = np.zeros(len(self._first_S), np.int64)
+        if some is not None:
+            first_host_S[: len(some.first_host_S)] = some.first_host_S
+        packed = self._capacity.pack(() if some is None else some.placed)
+        self._packed.copy_(send(packed, device), non_blocking=True)
+        self._first_S.copy_(send(first_host_S, device), non_blocking=True)
+
+
 @dataclass(slots=True)
 class _Bucket:
-    """What all graphs of one size share. layout.rows_S is where a graph reads its rows."""
+    """What all graphs of one size have in common. layout.rows_S is where a graph reads its rows, `runs` what they share
+    by state group (None: a group that keeps a window); made when rows of this size first do.
+    """
 
     layout: Layout
     holds: tuple[int, tuple[int, ...]] | None = None  # the group whose rows stand there
+    runs: tuple[_Runs | None, ...] = ()
+    holds_shared: ByState = ()  # what stands in `runs`
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """Steps of one form are one graph."""
+
+    size: int
+    drawing: Drawing
+    is_shared: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,21 +155,26 @@ class DecodeGraphs:
         self._longest_tokens = longest_tokens
         self.sizes = (*(size for size in BUCKETS if size < scratch_row), scratch_row)
         self._buckets: dict[int, _Bucket] = {}
-        self._graphs: dict[tuple[int, Drawing], _Captured] = {}
+        self._graphs: dict[_Form, _Captured] = {}
         self.is_capturing = True
         self.how = KERNEL_BY_KERNEL  # of the last step
-        self._seen: set[tuple[int, Drawing]] = set()
+        self._seen: set[_Form] = set()
         self._ids_S = torch.zeros(scratch_row, dtype=torch.int64, device=rows.device)
         self._pool = torch.cuda.graph_pool_handle()
         self._stream = torch.cuda.Stream(rows.device)  # type: ignore[no-untyped-call]
 
-    def run(self, group: DecodeGroup, drawing: Drawing) -> Tensor:
-        """One step of the group: its new tokens, int64, or its logits if it draws outside; good until the next step."""
+    def run(self, group: DecodeGroup, drawing: Drawing, shared: ByState = ()) -> Tensor:
+        """One step of the group: its new tokens, int64, or its logits if it draws outside; good until the next step.
+
+        shared: what the members share; (): nothing.
+        """
         size = next(size for size in self.sizes if size >= group.tokens)
         bucket = self._bucket(size)
-        key = size, drawing
+        if shared:
+            self._hold(bucket, shared)
+        key = _Form(size, drawing, bool(shared))
         if self.is_capturing and key in self._seen and key not in self._graphs:
-            self._graphs[key] = self._capture(bucket, drawing)
+            self._graphs[key] = self._capture(bucket, key)
         if bucket.holds != (group.version, group.rows):
             bucket.layout.rows_S.copy_(send(self._filled(size, group.rows), self._rows.device), non_blocking=True)
             bucket.holds = group.version, group.rows
@@ -133,7 +186,7 @@ class DecodeGraphs:
         else:
             self._seen.add(key)
             self.how = KERNEL_BY_KERNEL
-            logits_SV = self._body(bucket, drawing)
+            logits_SV = self._body(bucket, key)
         return (self._ids_S if logits_SV is None else logits_SV)[: group.tokens]
 
     def _bucket(self, size: int) -> _Bucket:
@@ -142,10 +195,22 @@ class DecodeGraphs:
             self._buckets[size] = _Bucket(layout)
         return self._buckets[size]
 
+    def _hold(self, bucket: _Bucket, shared: ByState) -> None:
+        """Fill in what is shared, unless it stands there already."""
+        if not bucket.runs:
+            size = len(bucket.layout.rows_S)
+            all_tables = self._rows.tables
+            bucket.runs = tuple(_Runs(tables, size) if tables.window_tokens is None else None for tables in all_tables)
+        if bucket.holds_shared is not shared:
+            for runs, some in zip(bucket.runs, shared, strict=True):
+                if runs is not None:
+                    runs.fill(some)
+            bucket.holds_shared = shared
+
     def _filled(self, size: int, rows: tuple[int, ...]) -> Ints:
         return np.array(rows + (self._scratch_row,) * (size - len(rows)), np.int64)
 
-    def _capture(self, bucket: _Bucket, drawing: Drawing) -> _Captured:
+    def _capture(self, bucket: _Bucket, form: _Form) -> _Captured:
         """Record the step; nothing of it is done yet."""
         current = torch.cuda.current_stream(self._rows.device)
         self._stream.wait_stream(current)
@@ -153,25 +218,27 @@ class DecodeGraphs:
         with torch.cuda.stream(self._stream):
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:
-                logits_SV = self._body(bucket, drawing)
+                logits_SV = self._body(bucket, form)
             finally:
                 graph.capture_end()
         current.wait_stream(self._stream)
-        log.debug("captured a decode step of %d rows, %s", len(bucket.layout.rows_S), drawing.value)
-        return _Captured(graph, logits_SV, f"graph of {len(bucket.layout.rows_S)} rows, {drawing.value}")
+        log.debug("captured a decode step: %s", form)
+        shared = ", shared prefixes" if form.is_shared else ""
+        return _Captured(graph, logits_SV, f"graph of {form.size} rows, {form.drawing.value}{shared}")
 
-    def _body(self, bucket: _Bucket, drawing: Drawing) -> Tensor | None:
+    def _body(self, bucket: _Bucket, form: _Form) -> Tensor | None:
         """A step of the rows in `layout.rows_S`, whole, or up to the logits, which it returns then."""
         rows, rows_S = self._rows, bucket.layout.rows_S
         size = len(rows_S)
         bounds_host_S = np.full(size, self._longest_tokens - 1, np.int64)
-        batches = bucket.layout.batches(rows, bounds_host_S)
+        shared = tuple(None if runs is None else runs.shared for runs in bucket.runs) if form.is_shared else ()
+        batches = bucket.layout.batches(rows, bounds_host_S, shared)
         x_SD = self._model.embed(rows.last_R.index_select(0, rows_S))
         logits_SV = self._model.logits(self._model.walk(x_SD, batches))
-        if drawing is Drawing.OUTSIDE:
+        if form.drawing is Drawing.OUTSIDE:
             return logits_SV
         positions_S = rows.positions_R.index_select(0, rows_S) + 1
-        ids_S = self._draw(logits_SV, rows_S, positions_S, drawing)
+        ids_S = self._draw(logits_SV, rows_S, positions_S, form.drawing)
         rows.positions_R.index_copy_(0, rows_S, positions_S)
         rows.positions_R[self._scratch_row].zero_()
         rows.last_R.index_copy_(0, rows_S, ids_S)

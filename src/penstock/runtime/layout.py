@@ -15,11 +15,13 @@ from itertools import pairwise
 
 import numpy as np
 import torch
+import torch.nn.functional as F  # noqa: N812, the name that everybody reads
 from torch import Tensor
 
 from penstock.core.executor import StateSpec
 from penstock.ops.batch import SegmentBatch, SinkBatch
 from penstock.runtime.rows import BlockTables, Rows
+from penstock.runtime.sharing import ByState, Shared
 from penstock.runtime.transfer import Ints, send_all
 
 
@@ -48,10 +50,11 @@ class Layout:
         """Where the tokens of these segments lie, in order."""
         return np.concatenate([np.arange(*self.q_starts_host[s : s + 2]) for s in segments])
 
-    def batches(self, rows: Rows, starts_host_S: Ints | None = None) -> tuple[SegmentBatch, ...]:
+    def batches(self, rows: Rows, starts_host_S: Ints | None = None, shared: ByState = ()) -> tuple[SegmentBatch, ...]:
         """The batch of every state group at the rows' present positions.
 
         starts_host_S: bounds of these, for a batch that is to serve later positions, too; None: as they are.
+        shared: by state group, what the first segments share; (): nothing.
         """
         starts_S = rows.positions_R.index_select(0, self.rows_S)
         positions_T = rows.positions_R.index_select(0, self._rows_T)
@@ -60,10 +63,18 @@ class Layout:
         is_bound = starts_host_S is not None
         if starts_host_S is None:
             starts_host_S = rows.positions_host_R[self.rows_host_S]
-        return tuple(self._batch(tables, starts_S, positions_T, starts_host_S, is_bound) for tables in rows.tables)
+        place = starts_S, positions_T, starts_host_S, is_bound
+        by_state = shared or (None,) * len(rows.tables)
+        return tuple(self._batch(tables, some, *place) for tables, some in zip(rows.tables, by_state, strict=True))
 
     def _batch(
-        self, tables: BlockTables, starts_S: Tensor, positions_T: Tensor, starts_host_S: Ints, is_bound: bool
+        self,
+        tables: BlockTables,
+        shared: Shared | None,
+        starts_S: Tensor,
+        positions_T: Tensor,
+        starts_host_S: Ints,
+        is_bound: bool,
     ) -> SegmentBatch:
         """starts: position of each segment's first token, on the host perhaps a bound of it."""
         size, tables_RW = tables.block_tokens, tables.mirror.dev
@@ -71,15 +82,20 @@ class Layout:
         slots_T = tables_RW.view(-1).index_select(0, entries_T).to(torch.int64) * size + positions_T % size
         kv_lens_host_S = starts_host_S + self.lens_host_S
         kv_lens_S = starts_S + self._lens_S
-        if tables.window_tokens is None:
-            n_entries = -(-int(kv_lens_host_S.max()) // size)
-            tables_SB = tables_RW[:, :n_entries].index_select(0, self.rows_S)
-        else:  # from the first block that the segment's first token reads
+        if tables.window_tokens is not None:  # from the first block that the segment's first token reads
             hidden_tokens = tables.window_tokens - 1
             first_host_S = np.maximum(starts_host_S - hidden_tokens, 0) // size
             first_S = (starts_S - hidden_tokens).clamp_(min=0) // size
+        elif shared is not None:  # from the first block that the segment reads alone
+            n_others = len(self.rows_host_S) - len(shared.first_host_S)
+            first_host_S = np.pad(shared.first_host_S, (0, n_others))
+            first_S = F.pad(shared.first_S, (0, n_others))
+        else:
+            n_entries = -(-int(kv_lens_host_S.max()) // size)
+            tables_SB = tables_RW[:, :n_entries].index_select(0, self.rows_S)
+        if tables.window_tokens is not None or shared is not None:
             kv_lens_host_S = kv_lens_host_S - first_host_S * size
-            if is_bound:  # an earlier start may lie further behind the beginning of its block
+            if is_bound and shared is None:  # an earlier start may lie further behind the beginning of its block
                 kv_lens_host_S += size - 1
             kv_lens_S = kv_lens_S - first_S * size
             columns_B = torch.arange(-(-int(kv_lens_host_S.max()) // size), device=first_S.device)
@@ -95,6 +111,7 @@ class Layout:
             kv_lens_host=tuple(kv_lens_host_S.tolist()),
             block_tokens=size,
             sinks=self._sinks(tables, positions_T, starts_host_S),
+            shared=None if shared is None else shared.runs,
         )
 
     def _sinks(self, tables: BlockTables, positions_T: Tensor, starts_host_S: Ints) -> SinkBatch | None:

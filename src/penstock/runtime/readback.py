@@ -94,6 +94,14 @@ class Samples:
     logprobs: LogprobsHost | None
 
 
+@dataclass(frozen=True, slots=True)
+class KeysRead:
+    """Keys of one layer that decode rows read, and those that they did not because they read some together."""
+
+    n_read: int = 0
+    n_saved: int = 0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Readback:
     """A step whose work is queued. prompt_logprobs: by chunk, in slices of positions. moved: asked when it is read.
@@ -106,6 +114,7 @@ class Readback:
     samples: Samples | None = None
     prompt_logprobs: Mapping[int, tuple[LogprobsHost, ...]] = field(default_factory=dict)
     moved: Callable[[], Moved]
+    keys: KeysRead = field(default_factory=KeysRead)
 
     def result(self) -> StepResult:
         """Wait for the device, then read."""
@@ -114,14 +123,17 @@ class Readback:
             chunk: tuple(record for part in parts for record in part.records())
             for chunk, parts in self.prompt_logprobs.items()
         }
-        if self.samples is None:
-            tokens = np.empty(0, np.int32)
-            return StepResult(tokens=tokens, prompt_logprobs=prompts, device_s=device_s, moved=self.moved())
-        records = self.samples.logprobs.records() if self.samples.logprobs is not None else ()
+        records: tuple[TokenLogprobs, ...] = ()
+        tokens = np.empty(0, np.int32)
+        if self.samples is not None:
+            tokens = self.samples.ids.numpy()
+            records = self.samples.logprobs.records() if self.samples.logprobs is not None else ()
         return StepResult(
-            tokens=self.samples.ids.numpy(),
-            logprobs=dict(zip(self.samples.logprobs_at, records, strict=True)),
+            tokens=tokens,
+            logprobs=dict(zip(self.samples.logprobs_at if self.samples else (), records, strict=True)),
             prompt_logprobs=prompts,
             device_s=device_s,
             moved=self.moved(),
+            keys_read=self.keys.n_read,
+            keys_saved=self.keys.n_saved,
         )

@@ -15,18 +15,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from penstock.core.executor import ModelFacts
+from penstock.core.executor import ModelFacts, StateKind
 from penstock.core.plan import BlockCopy, Chunk, DecodeGroup, Plan
 from penstock.ops.batch import SegmentBatch
 from penstock.ops.sample import logprobs
 from penstock.runtime import graphs
+from penstock.runtime.cascade import SharingRule
 from penstock.runtime.graphs import DecodeGraphs, Drawing
 from penstock.runtime.layout import Layout, group_runs, stretches
 from penstock.runtime.logits import LogitsStage
 from penstock.runtime.movers import Lane, Mover
-from penstock.runtime.readback import LogprobsHost, Readback, Samples, Stopwatch
+from penstock.runtime.readback import KeysRead, LogprobsHost, Readback, Samples, Stopwatch
 from penstock.runtime.rows import Known, Rows
 from penstock.runtime.sampling import Draw
+from penstock.runtime.sharing import ByState, Sharing
 from penstock.runtime.transfer import Ints, fetch, send, send_all
 from penstock.runtime.transforms import make_logits_stage
 
@@ -62,8 +64,16 @@ class Stepper:
     """
 
     def __init__(
-        self, model: Model, facts: ModelFacts, *, max_rows: int, device: torch.device, lane: Lane | None = None
+        self,
+        model: Model,
+        facts: ModelFacts,
+        *,
+        max_rows: int,
+        device: torch.device,
+        lane: Lane | None = None,
+        sharing: Sequence[SharingRule | None] = (),
     ) -> None:
+        """sharing: when decode rows read a common prefix once, by state group (None: never); (): nowhere."""
         self._model = model
         self._facts = facts
         self._device = device
@@ -78,6 +88,8 @@ class Stepper:
         self._logits = make_logits_stage(facts, max_rows, device)
         self._decoding = _Decoding(self._rows, self._logits)
         self._n_steps = 0
+        self._sharing = Sharing(self._rows, sharing) if any(sharing) else None
+        self._full_group = next((g for g, state in enumerate(facts.states) if state.kind is StateKind.PAGED), None)
 
     def use_pools(self, pools: tuple[Tensor, ...], n_host_blocks: tuple[int, ...] = ()) -> None:
         """The state of each layer; the block index is the second dimension of every pool. With as many blocks of the
@@ -117,21 +129,25 @@ class Stepper:
         if self._n_steps % REVIEW_STEPS == 0 and self._model.review() and self._graphs is not None:
             self._graphs = self._new_graphs()
         if self._graphs is not None and not plan.chunks:
+            keys = self._keys_read(plan.decode)
             drawn = self._decode_by_graph(plan.decode, self._graphs)
             watch.stop()
-            return Readback(watch=watch, how=self._graphs.how, samples=drawn, moved=self._mover.reporter())
+            return Readback(watch=watch, how=self._graphs.how, samples=drawn, moved=self._mover.reporter(), keys=keys)
         whole = self._layout(plan)
+        keys = self._keys_read(plan.decode)
         x_TD = self._walk(plan, whole, self._enter(plan))
         self._keep_unfinished(plan, whole, x_TD)
         prompt_logprobs = self._prompt_logprobs(plan, whole, x_TD)
         samples = self._sample(plan, whole, x_TD)
         watch.stop()
-        return Readback(watch=watch, samples=samples, prompt_logprobs=prompt_logprobs, moved=self._mover.reporter())
+        return Readback(
+            watch=watch, samples=samples, prompt_logprobs=prompt_logprobs, moved=self._mover.reporter(), keys=keys
+        )
 
     def _decode_by_graph(self, group: DecodeGroup, captured: DecodeGraphs) -> Samples:
         """A step of nothing but decode rows."""
         drawing, members = self._decoding.drawing(group)
-        found = captured.run(group, drawing)
+        found = captured.run(group, drawing, self._shared(group))
         if drawing is Drawing.OUTSIDE:
             return self._draw_alone(group, found)
         self._rows.positions_host_R[members] += 1
@@ -142,6 +158,21 @@ class Stepper:
         draw = self._decoding.draw(group)
         positions_N = self._rows.positions_R.index_select(0, draw.members_N) + 1
         return self._finish(draw, logits_NV, positions_N, np.ones_like(draw.members_host_N))
+
+    def _shared(self, group: DecodeGroup) -> ByState:
+        return () if self._sharing is None else self._sharing.of(group)
+
+    def _keys_read(self, group: DecodeGroup) -> KeysRead:
+        """By the decode rows, in one layer of the first group that reads everything."""
+        full = self._full_group
+        if full is None or not group.rows:
+            return KeysRead()
+        members = self._decoding.layout(group).rows_host_S
+        n_keys = int(self._rows.positions_host_R[members].sum()) + len(members)
+        shared = self._shared(group)
+        some = shared[full] if shared else None
+        n_saved = 0 if some is None else some.saved_tokens
+        return KeysRead(n_keys - n_saved, n_saved)
 
     def _walk_whole(self, x_TD: Tensor, batches: Sequence[SegmentBatch]) -> Tensor:
         for stretch in stretches([(0, self._facts.n_layers)], self._runs, self._facts.n_layers):
@@ -213,18 +244,21 @@ class Stepper:
             parties.append(slice(segment, segment + 1))
             spans.append((chunk.first_layer, self._stop_layer(chunk)))
         everyone = tuple(range(len(parties)))
+        shared = self._shared(plan.decode) if plan.decode.rows else ()
         batches: dict[tuple[int, ...], tuple[tuple[SegmentBatch, ...], Tensor]] = {}
         batches_of_all: tuple[SegmentBatch, ...] = ()
         for stretch in stretches(spans, self._runs, n_layers):
             if stretch.active == everyone:
-                batches_of_all = batches_of_all or whole.batches(self._rows)
+                batches_of_all = batches_of_all or whole.batches(self._rows, shared=shared)
                 batch = batches_of_all[stretch.group]
                 x_TD = self._model.run_layers(x_TD, batch, self._pools, stretch.first, stretch.stop)
                 continue
             if stretch.active not in batches:
                 segments = np.concatenate([np.arange(parties[p].start, parties[p].stop) for p in stretch.active])
                 some = Layout(whole.rows_host_S[segments], whole.lens_host_S[segments], self._device)
-                batches[stretch.active] = some.batches(self._rows), send(whole.tokens_of(segments), self._device)
+                among = shared if plan.decode.rows and stretch.active[0] == 0 else ()  # the decode rows come first
+                at = send(whole.tokens_of(segments), self._device)
+                batches[stretch.active] = some.batches(self._rows, shared=among), at
             some_batches, at_T = batches[stretch.active]
             y_TD = self._model.run_layers(
                 x_TD.index_select(0, at_T), some_batches[stretch.group], self._pools, stretch.first, stretch.stop

@@ -8,6 +8,11 @@
 //
 // One token alone may have its sums taken against a maximum that was fixed beforehand (FlashDecoding++, arXiv 2311.01282):
 // nothing is compared or scaled between keys, and a row whose scores leave the bounds is computed again, in the same call.
+//
+// Keys that several tokens share are read once for all of them, first: runs, from the root of the tree of prefixes on. A
+// row's running maximum, sum and values are put down behind a run and taken up by the next one, or by the token's own
+// keys. Nothing is merged: every row meets its keys in the order that it would meet them in alone, so the bits are the
+// same (runs of a multiple of 16 keys).
 #pragma once
 
 #include "simd.h"
@@ -29,9 +34,29 @@ struct Unified {  // bounds of (score - phi); strict: for every score, not only 
   int64_t* counts;  // rows computed again, rows
 };
 
-struct Item {  // tokens [start, stop) of a segment, KV heads [head, stop_head)
+struct SharedRun {  // `keys` keys from entry `table` of the run tables on; members [first, stop) read them
+  int64_t table, keys, first, stop, level;
+};
+
+struct SharedRuns {  // in the order of their levels; members: tokens of the step
+  const SharedRun* runs;
+  int64_t n_runs;
+  const int32_t* tables;
+  const int64_t* members;
+};
+
+struct Item {  // tokens [start, stop) of a segment, or members of a run; KV heads [head, stop_head)
   const Segment* segment;
   int64_t start, stop, head, stop_head;
+  const SharedRun* run = nullptr;
+};
+
+constexpr int MOST_LEVELS = 4;
+
+struct Items {  // those of each level of runs in turn, then those of the segments
+  std::vector<Item> runs, segments;
+  int64_t level_stop[MOST_LEVELS];
+  std::vector<char> is_begun;  // by token: a run put something down for it
 };
 
 template <class T>
@@ -46,11 +71,38 @@ struct Attention {
   int heads, kv_heads, dim;
   float scale, cap;  // cap 0: none
   const Unified* unified;  // or none
+  SharedRuns shared;
+  float* down;  // what runs put down, by token and head: values, sum, maximum
+  const char* is_begun;
+
+  static constexpr int64_t DOWN = 2 * SUB;  // numbers beside the values
+  float* put_down(int64_t token, int64_t head) const { return down + (token * heads + head) * (dim + DOWN); }
+  static size_t down_bytes(int64_t tokens, int64_t heads, int64_t dim) {
+    return tokens * heads * (dim + DOWN) * sizeof(float);
+  }
 
   int share() const { return heads / kv_heads; }
 
+  void list_runs(Items& items, int64_t tokens) const {
+    const int64_t tile = TILE / share() > 0 ? TILE / share() : 1;
+    items.runs.clear();
+    items.is_begun.assign(shared.n_runs ? tokens : 0, 0);
+    for (int64_t level = 0, r = 0; level < MOST_LEVELS; level++) {
+      for (; r < shared.n_runs && shared.runs[r].level == level; r++) {
+        const SharedRun& run = shared.runs[r];
+        for (int64_t m = run.first; m < run.stop; m++) items.is_begun[shared.members[m]] = 1;
+        for (int64_t start = run.first; start < run.stop; start += tile)
+          for (int64_t h = 0; h < kv_heads; h++)
+            items.runs.push_back({nullptr, start, start + tile < run.stop ? start + tile : run.stop, h, h + 1, &run});
+      }
+      items.level_stop[level] = items.runs.size();
+    }
+  }
+
   // Longest first: what is handed out last should be short.
-  void list(std::vector<Item>& items, int threads) const {
+  void list(Items& all, int threads, int64_t tokens) const {
+    list_runs(all, tokens);
+    std::vector<Item>& items = all.segments;
     items.clear();
     const int64_t tile = TILE / share() > 0 ? TILE / share() : 1;
     const int64_t most_heads = MOST_TILE / share();
@@ -238,6 +290,16 @@ struct Rows {
     memset(total, 0, (size_t)n * sizeof(total[0]));
     for (int r = 0; r < n; r++) top[r] = -std::numeric_limits<float>::infinity();
   }
+  void put_down(int r, int dim, float* to) const {
+    memcpy(to, out + (size_t)r * dim, dim * sizeof(float));
+    memcpy(to + dim, total[r], sizeof(total[r]));
+    to[dim + SUB] = top[r];
+  }
+  void take_up(int r, int dim, const float* from) {
+    memcpy(out + (size_t)r * dim, from, dim * sizeof(float));
+    memcpy(total[r], from + dim, sizeof(total[r]));
+    top[r] = from[dim + SUB];
+  }
   void skip(int r) {
     keep[r] = 1.f;
     memset(p + r * SUB, 0, SUB * sizeof(T));
@@ -282,17 +344,27 @@ uint64_t attend(const Attention<T>& a, const Item& item, uint64_t only) {
   const int share = a.share(), dim = a.dim, tokens = item.stop - item.start, per_head = tokens * share;
   const int n_rows = per_head * (item.stop_head - item.head);
   const int64_t stride = (int64_t)a.kv_heads * dim;
-  const int64_t first_position = item.segment->keys - item.segment->tokens + item.start;
-  const int64_t last_stop = first_position + tokens;  // keys that any row sees: [least, last_stop)
+  const SharedRun* run = item.run;
+  const int64_t first_position = run ? run->keys - 1 : item.segment->keys - item.segment->tokens + item.start;
+  const int64_t last_stop = run ? run->keys : first_position + tokens;  // keys that any row sees: [least, last_stop)
   const int64_t least = a.window && first_position + 1 > a.window ? first_position + 1 - a.window : 0;
   const T* values_of_layer = a.kv + a.n_blocks * a.block_tokens * stride;
-  const int32_t* table = a.tables + item.segment->row * a.table_width;
-  rows.clear(n_rows, dim);
+  const int32_t* table = run ? a.shared.tables + run->table : a.tables + item.segment->row * a.table_width;
+  const auto token_at = [&](int64_t t) {
+    return run ? a.shared.members[item.start + t] : item.segment->first + item.start + t;
+  };
+  const auto token_of = [&](int r) { return token_at(r % per_head / share); };
+  const auto head_of = [&](int r) { return (item.head + r / per_head) * share + r % share; };
+  if (run ? run->level > 0 : tokens == 1 && a.is_begun && a.is_begun[token_at(0)])
+    for (int r = 0; r < n_rows; r++) rows.take_up(r, dim, a.put_down(token_of(r), head_of(r)));
+  else
+    rows.clear(n_rows, dim);
   if (UNIFIED) rows.clear_unified(n_rows, *a.unified);
   for (int64_t first = least / SUB * SUB; first < last_stop; first += SUB) {
     int64_t at[SUB], next[SUB];
     locate(a, table, first, least, last_stop, at);
-    const bool asks = tokens == 1 && first + SUB < last_stop;  // many tokens wait for arithmetic, not for memory
+    // many tokens wait for arithmetic, not for memory; of a run there may be few
+    const bool asks = (tokens == 1 || run) && first + SUB < last_stop;
     if (asks) locate(a, table, first + SUB, least, last_stop, next);
     int r = 0;
     for (int64_t head = item.head; head < item.stop_head; head++) {
@@ -304,14 +376,14 @@ uint64_t attend(const Attention<T>& a, const Item& item, uint64_t only) {
       pair_up(values, dim, pairs);
       const int head_row = r;
       for (int t = 0; t < tokens; t++) {
-        const int64_t stop = first_position + t + 1, begin = a.window && stop > a.window ? stop - a.window : 0;
+        const int64_t stop = run ? last_stop : first_position + t + 1, begin = a.window && stop > a.window ? stop - a.window : 0;
         if (first >= stop || first + SUB <= begin) {
           for (int g = 0; g < share; g++) rows.skip(r++);
           continue;
         }
         __mmask16 seen = tail(stop - first);
         if (begin > first) seen &= (__mmask16)(0xffffu << (begin - first));
-        const T* q = a.q + (item.segment->first + item.start + t) * a.q_stride + head * share * dim;
+        const T* q = a.q + token_at(t) * a.q_stride + head * share * dim;
         const __m512 scale = _mm512_set1_ps(a.scale);
         for (int g = 0; g < share; g += 2) {
           const bool is_pair = g + 1 < share;
@@ -346,8 +418,11 @@ uint64_t attend(const Attention<T>& a, const Item& item, uint64_t only) {
       continue;
     }
     if (!(only >> r & 1)) continue;
-    const int64_t token = item.segment->first + item.start + r % per_head / share;
-    const int64_t head = (item.head + r / per_head) * share + r % share;
+    const int64_t token = token_of(r), head = head_of(r);
+    if (run) {
+      rows.put_down(r, dim, a.put_down(token, head));
+      continue;
+    }
     const float total = _mm512_reduce_add_ps(load(rows.total[r]));
     const __m512 inverse = _mm512_set1_ps(1.f / total);
     T* out = a.out + (token * a.heads + head) * dim;
@@ -360,7 +435,8 @@ uint64_t attend(const Attention<T>& a, const Item& item, uint64_t only) {
 template <class T>
 void attend(const Attention<T>& a, const Item& item) {
   uint64_t wanted = ~uint64_t(0);
-  if (a.unified && item.segment->tokens == 1) {
+  const bool is_begun = item.run || (a.is_begun && a.is_begun[item.segment->first]);  // with a maximum of its own
+  if (a.unified && !is_begun && item.segment->tokens == 1) {
     wanted = attend<T, true>(a, item, wanted);
     const int64_t rows = a.share() * (item.stop_head - item.head);
     __atomic_fetch_add(a.unified->counts + 1, rows, __ATOMIC_RELAXED);
@@ -370,12 +446,31 @@ void attend(const Attention<T>& a, const Item& item) {
   attend<T, false>(a, item, wanted);
 }
 
+// Levels of runs, one after the other, then what each segment reads alone. Takes MOST_LEVELS phases and one more.
 template <class T>
-void attend_all(const Attention<T>& a, int threads) {
-  static thread_local std::vector<Item> items;
-  a.list(items, threads);
-  const std::vector<Item>& all = items;
-  Team::run(threads, [&](Team& team) { team.each(0, all.size(), [&](int64_t i) { attend(a, all[i]); }); });
+INLINE void attend_phases(Team& team, int phase, const Attention<T>& a, const Items& items) {
+  for (int64_t level = 0, start = 0; level < MOST_LEVELS; start = items.level_stop[level++])
+    if (const int64_t n = items.level_stop[level] - start)
+      team.each(phase + level, n, [&](int64_t i) { attend(a, items.runs[start + i]); });
+  team.each(phase + MOST_LEVELS, items.segments.size(), [&](int64_t i) { attend(a, items.segments[i]); });
+}
+
+static thread_local Items kept_items;
+static thread_local Scratch put_down_scratch;
+
+// What an attention needs before its phases run; of the calling thread, good until its next one.
+template <class T>
+INLINE const Items& prepare_attention(Attention<T>& a, int threads, int64_t tokens) {
+  a.list(kept_items, threads, tokens);
+  a.is_begun = a.shared.n_runs ? kept_items.is_begun.data() : nullptr;
+  a.down = a.shared.n_runs ? (float*)put_down_scratch.get(Attention<T>::down_bytes(tokens, a.heads, a.dim)) : nullptr;
+  return kept_items;
+}
+
+template <class T>
+void attend_all(Attention<T> a, int threads, int64_t tokens) {
+  const Items& items = prepare_attention(a, threads, tokens);
+  Team::run(threads, [&](Team& team) { attend_phases(team, 0, a, items); });
 }
 
 }  // namespace penstock

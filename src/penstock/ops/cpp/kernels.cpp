@@ -25,13 +25,15 @@ void penstock_layer(int64_t is_bf16, const LayerWeights* weights, const LayerSte
 void penstock_attend(int64_t is_bf16, const void* q, int64_t q_stride, const void* kv, int64_t n_blocks,
                      const int32_t* tables, int64_t table_width, const int64_t* segments, int64_t n_segments,
                      int64_t block_tokens, int64_t heads, int64_t kv_heads, int64_t dim, double scale, int64_t window,
-                     double cap, void* out, float* lse, const Unified* unified, int64_t threads) {
+                     double cap, const SharedRun* runs, int64_t n_runs, const int32_t* run_tables,
+                     const int64_t* members, int64_t tokens, void* out, float* lse, const Unified* unified,
+                     int64_t threads) {
   const auto run = [&](auto type) {
     using T = decltype(type);
     attend_all(Attention<T>{(const T*)q, (const T*)kv, tables, (const Segment*)segments, (T*)out, lse, q_stride,
                             n_blocks, block_tokens, table_width, n_segments, window, (int)heads, (int)kv_heads,
-                            (int)dim, (float)scale, (float)cap, unified},
-               threads);
+                            (int)dim, (float)scale, (float)cap, unified, {runs, n_runs, run_tables, members}},
+               threads, tokens);
   };
   is_bf16 ? run(bf16()) : run(float());
 }

@@ -25,6 +25,7 @@ struct LayerStep {  // change: to be added to x first, or none; cosines: none if
   const int32_t* tables;
   const Segment* segments;
   void *total, *next_change;  // what goes on: the residual stream, and what is still to be added to it
+  SharedRuns shared;
   int64_t tokens, pairs, n_blocks, block_tokens, table_width, n_segments, threads;
 };
 
@@ -82,13 +83,11 @@ template <class T>
 void layer(const LayerWeights& w, const LayerStep& s) {
   const int64_t tokens = s.tokens, some = tokens / (8 * s.threads) + 1;  // rows to hand out at once
   const LayerBuffers<T> b({scratch.get(LayerBuffers<T>::bytes(w, tokens))}, w, tokens);
-  const Attention<T> attention{b.qkv,      (const T*)s.kv,  s.tables,      s.segments,        b.mixed,
+  Attention<T> attention{b.qkv,      (const T*)s.kv,  s.tables,      s.segments,        b.mixed,
                                nullptr,    w.qkv.n,         s.n_blocks,    s.block_tokens,    s.table_width,
                                s.n_segments, w.window,      (int)w.heads,  (int)w.kv_heads,   (int)w.dim,
-                               (float)w.scale, (float)w.cap,  w.unified};
-  static thread_local std::vector<Item> kept_items;
-  attention.list(kept_items, s.threads);
-  const std::vector<Item>& items = kept_items;
+                               (float)w.scale, (float)w.cap,  w.unified,     s.shared};
+  const Items& items = prepare_attention(attention, s.threads, tokens);
   const auto as_integers = [&](const Weight& m) { return Quantized(b.integers, tokens, m.k, m.group()); };
   const Quantized for_qkv = as_integers(w.qkv), for_out = as_integers(w.out);
   const Quantized for_gate_up = as_integers(w.gate_up), for_down = as_integers(w.down);
@@ -112,7 +111,7 @@ void layer(const LayerWeights& w, const LayerStep& s) {
     }, some);
     multiply(1, b.normed, for_qkv, w.qkv, b.qkv);
     team.each(2, tokens, [&](int64_t t) { prepare_token(w, s, t, b.qkv + t * w.qkv.n); }, some);
-    team.each(3, items.size(), [&](int64_t i) { attend(attention, items[i]); });
+    attend_phases(team, 10, attention, items);  // phases 10 to 14
     if (w.out.group())
       team.each(4, tokens, [&](int64_t t) { round(for_out, w.out, t, b.mixed + t * w.out.k); }, some);
     multiply(5, b.mixed, for_out, w.out, next);

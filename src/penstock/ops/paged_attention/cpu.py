@@ -42,7 +42,7 @@ def paged_attention(
     out_THD = torch.zeros_like(q_THD)
     lse_TH = torch.full(q_THD.shape[:2], -torch.inf, dtype=torch.float32)
     group_keys = GROUP_BYTES // (2 * kv_heads * head_dim * kv.element_size())
-    kernel = _Kernel(scale, soft_cap)
+    kernel = Kernel(scale, soft_cap)
     layout = _lay_out(batch.q_starts_host, batch.kv_lens_host, batch.block_tokens, group_keys, window_tokens)
     for group in layout.groups:
         out_RHD, lse_RH = _attend_group(q_THD.index_select(0, group.tokens_R), kv, batch.tables_SB, group, kernel)
@@ -58,7 +58,7 @@ def paged_attention(
 
 
 @dataclass(frozen=True, slots=True)
-class _Kernel:
+class Kernel:
     """Attention over keys in one piece; a query sees all, those that `mask` leaves, or those up to its own."""
 
     scale: float
@@ -182,9 +182,7 @@ def _pieces(
         )
 
 
-def _attend_group(
-    q_RHD: Tensor, kv: Tensor, tables_SB: Tensor, group: _Group, kernel: _Kernel
-) -> tuple[Tensor, Tensor]:
+def _attend_group(q_RHD: Tensor, kv: Tensor, tables_SB: Tensor, group: _Group, kernel: Kernel) -> tuple[Tensor, Tensor]:
     kv_heads, head_dim = kv.shape[3:]
     n_rows = len(group.rows_R)
     blocks = tables_SB[group.rows_R.unsqueeze(1), group.entries_RB].flatten()
@@ -197,7 +195,7 @@ def _attend_group(
     return out_RKGD.flatten(1, 2), lse_RKG.flatten(1, 2)
 
 
-def _attend_piece(q_NHD: Tensor, keys: Tensor, kernel: _Kernel, window_tokens: int | None) -> tuple[Tensor, Tensor]:
+def _attend_piece(q_NHD: Tensor, keys: Tensor, kernel: Kernel, window_tokens: int | None) -> tuple[Tensor, Tensor]:
     """keys: [2, context and own tokens, K, D]."""
     n_tokens, n_keys, kv_heads = len(q_NHD), keys.shape[1], keys.shape[2]
     context_tokens = n_keys - n_tokens

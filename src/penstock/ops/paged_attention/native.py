@@ -13,7 +13,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from penstock.ops.batch import SegmentBatch
+from penstock.ops.batch import SegmentBatch, SharedRuns
 from penstock.ops.native import Unified, core, is_served
 from penstock.ops.paged_attention import cpu
 
@@ -43,13 +43,18 @@ def attend(
     window_tokens: int | None,
     soft_cap: float | None,
     unified: Unified | None,
+    shared: SharedRuns | None = None,
 ) -> tuple[Tensor, Tensor] | None:
-    """As `paged_attention`; None for what the kernel does not serve. unified: a maximum fixed beforehand."""
+    """As `paged_attention`; None for what the kernel does not serve.
+
+    unified: a maximum fixed beforehand. shared: runs of keys that come before each segment's own.
+    """
     library = core("paged_attention")
     heads, head_dim = q_THD.shape[1:]
     kv_heads = kv.shape[3]
     if library is None or not is_served_heads(heads, kv_heads, head_dim) or not _fits(q_THD, kv):
         return None
+    runs_R5, run_tables, members_M = (None,) * 3 if shared is None else levelled(shared)
     segments_S4, n_tokens = live_segments(batch.q_starts_host, batch.kv_lens_host)
     out_THD = torch.empty(q_THD.shape, dtype=q_THD.dtype)
     lse_TH = torch.empty(q_THD.shape[:2], dtype=torch.float32)
@@ -74,6 +79,11 @@ def attend(
         scale,
         0 if window_tokens is None else window_tokens,
         0.0 if soft_cap is None else soft_cap,
+        None if runs_R5 is None else runs_R5.data_ptr(),
+        0 if runs_R5 is None else len(runs_R5),
+        None if run_tables is None else run_tables.data_ptr(),
+        None if members_M is None else members_M.data_ptr(),
+        len(q_THD),
         out_THD.data_ptr(),
         lse_TH.data_ptr(),
         None if unified is None else ctypes.addressof(unified),
@@ -90,6 +100,14 @@ def is_served_heads(heads: int, kv_heads: int, head_dim: int) -> bool:
 
 def _fits(q_THD: Tensor, kv: Tensor) -> bool:
     return is_served(q_THD, kv) and q_THD.stride(1) == q_THD.shape[2] and kv.is_contiguous()
+
+
+@lru_cache(maxsize=4)  # every layer of a step asks for the same
+def levelled(shared: SharedRuns) -> tuple[Tensor, Tensor, Tensor]:
+    """(first entry of the tables, keys, first member, stop, level) of each run, by level; and what they point into."""
+    ordered = sorted(shared.runs_host, key=lambda run: run.level)
+    runs_R5 = torch.tensor([(run.table_start, run.keys, run.first, run.stop, run.level) for run in ordered])
+    return runs_R5, shared.tables, shared.members_M
 
 
 @lru_cache(maxsize=4)  # every layer of a step asks for the same
