@@ -186,7 +186,7 @@ def build_executor(
         why = native.state().reason if peers is None else "a layer is one call only where no ranks add up within it"
         log.warning("not in C++ here, so slower than could be: %s (%s)", ", ".join(slow), why)
     new_pool = _pools_of(decoder, block_tokens)
-    sharing = sharing_rules(spec, facts, decoder.kernels.get("shared_attention"), shared_prefix_attention)
+    sharing = sharing_rules(own, facts, decoder.kernels.get("shared_attention"), shared_prefix_attention)
     executor = TorchExecutor(
         decoder, facts, new_pool=new_pool, max_rows=max_rows, device=where, lane=lane, sharing=sharing
     )
