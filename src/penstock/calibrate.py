@@ -13,16 +13,8 @@ from rich.table import Table
 from penstock.cost.devices import DEVICES
 from penstock.cost.profile import Fitted, read_profile
 from penstock.cost.shipped import shipped_profile
-from penstock.sim.calibrate import (
-    Difference,
-    Log,
-    Seen,
-    cost_differences,
-    kind_of,
-    replay_closed,
-    replay_decisions,
-    show_decision,
-)
+from penstock.sim.calibrate import Difference, Log, cost_differences, kind_of
+from penstock.sim.replay_log import Seen, replay_closed, replay_decisions, show_decision
 
 WORST = 5
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 import re
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 
 from penstock.bench.shapes import SHAPES, folder_of
@@ -84,7 +83,6 @@ class Described:
         return replace(facts, stop_token_ids=frozenset({STOP_TOKEN}))
 
 
-@lru_cache
 def described(model: str, quantize: str = "none") -> Described:
     """A shape that is known by name, a bundled model, or a Hugging Face directory or GGUF file. Raises ModelError."""
     if quantize not in QUANTIZATIONS:
@@ -119,6 +117,8 @@ def hardware_of(
         max_model_tokens = STREAM_TOKENS if max_model_tokens is None else max_model_tokens
     device, shape = device_of(device_name), model.shape()
     facts = model.facts(block_tokens, max_model_tokens)
+    is_as_shipped = model.quantize == "none"  # what ships was measured with weights as checkpoints have them
+    cost = measured_cost(model.name, device.name, profile) if is_as_shipped or profile is not None else None
     free_bytes = device.memory_bytes - shape.weight_bytes
     if free_bytes <= 0:
         raise ConfigError(
@@ -134,8 +134,6 @@ def hardware_of(
         max_rows=max_rows,
     )
     plan = with_host_tier(plan, host_kv_bytes, ENDLESS_BYTES)
-    is_as_shipped = model.quantize == "none"  # what ships was measured with weights as checkpoints have them
-    cost = measured_cost(model.name, device.name, profile) if is_as_shipped or profile is not None else None
     return Hardware(
         facts=facts,
         device=device,
@@ -159,6 +157,14 @@ def measured_cost(model: str, device: str, profile: Path | None) -> CostModel | 
         raise ConfigError(f"{profile} was measured on {found.model}, not on {model}; give --model {found.model}")
     link = DEVICES[found.device] if found.device in DEVICES else DEVICES["cpu"]
     return Fitted(found, link.host_bytes_per_s)
+
+
+def device_of_profile(path: Path) -> str:
+    """The device that a profile was measured on, if the simulator has it by name. Raises ConfigError."""
+    device = read_profile(path).device
+    if device not in DEVICES:
+        raise ConfigError(f"{path} was measured on {device}, which is none of {', '.join(DEVICES)}; give --device")
+    return device
 
 
 def device_names(device: str) -> tuple[str, str]:

@@ -36,13 +36,15 @@ if TYPE_CHECKING:
 
 SHOWN_EVERY = 256  # requests between two looks at the progress bar
 
+DEFAULT_DEVICE = "h200"
+
 
 def simulate_command(
     trace: TraceName = DEMO,
     model: Annotated[str, typer.Option(help="A Hugging Face directory, or a shape by name.")] = "llama-8b",
     device: Annotated[
         list[str] | None,
-        typer.Option(help="a100, h100, h200, b200, l4, rtx4090 or cpu; with --search, repeat it. [default: h200]"),
+        typer.Option(help="a100, h100, h200, b200, l4, rtx4090 or cpu; repeat it with --search. [default: h200]"),
     ] = None,
     quantize: Quantize = "none",
     profile: Annotated[
@@ -91,7 +93,7 @@ def simulate_command(
     from rich.console import Console
 
     from penstock.core.errors import ConfigError
-    from penstock.hardware import described, hardware_of
+    from penstock.hardware import described, device_of_profile, hardware_of
     from penstock.policy.presets import build_policies
     from penstock.runtime.memory_plan import parse_bytes
     from penstock.sim.run import Setup
@@ -110,9 +112,11 @@ def simulate_command(
         rows = scale_rate(rows, speed, scales_pauses=True) if speed != 1 else rows
         rows = take(rows, limit) if limit is not None else rows
         rows = fill_objective(rows, limits) if limits != NO_OBJECTIVE else rows
-        devices = device or ["h200"]
+        devices = device or [DEFAULT_DEVICE if profile is None else device_of_profile(profile)]
         if len(devices) > 1 and not search:
             raise ConfigError("more than one --device: only --search compares devices; give one")
+        if len(devices) > 1 and profile is not None:
+            raise ConfigError("more than one --device with a --profile: that is of one of them; leave one out")
         if search and limits == NO_OBJECTIVE:
             raise ConfigError("--search needs limits to hold: give --slo, as --slo ttft=1,tpot=0.05")
         kv_bytes = None if kv_memory is None else parse_bytes(kv_memory)

@@ -35,9 +35,12 @@ def test_a_small_profile_is_measured_written_and_simulated_with(run_cli, tmp_pat
     assert profile.out_bytes_per_s is not None
     assert profile.decode.serving_frac > 0.1
     run = ("simulate", "--limit", "20", "--profile", "p.json", "--no-progress")
-    code, out, err = run_cli(*run, "--model", "penstock-tiny", "--device", "cpu")
+    code, out, err = run_cli(*run, "--model", "penstock-tiny")  # on the device of the profile
     assert code == 0, err
     assert "were measured on" in out
+    code, _, err = run_cli(*run, "--search", "--slo", "ttft=1", "--device", "h100", "--device", "cpu")
+    assert code == 2
+    assert "more than one --device with a --profile" in err
     code, _, err = run_cli(*run, "--model", "llama-8b")
     assert code == 2
     assert "was measured on penstock-tiny, not on llama-8b" in err

@@ -8,7 +8,8 @@ import urllib.request
 
 from penstock.cost.devices import DEVICES
 from penstock.hardware import measured_cost
-from penstock.sim.calibrate import Log, cost_differences, replay_decisions
+from penstock.sim.calibrate import Log, cost_differences
+from penstock.sim.replay_log import replay_decisions
 from tests.integration.conftest import ServerProcess
 
 

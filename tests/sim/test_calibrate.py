@@ -16,9 +16,10 @@ from penstock.engine.limits import QueueLimits
 from penstock.engine.loop import build_engine
 from penstock.engine.step_log import Header, Step, StepLog, StepLogError, read_step_log
 from penstock.policy.presets import build_policies
-from penstock.sim.calibrate import Log, cost_differences, replay_closed, replay_decisions
+from penstock.sim.calibrate import Log, cost_differences
 from penstock.sim.executor import JumpingClock
 from penstock.sim.instance import simulated_engine
+from penstock.sim.replay_log import replay_closed, replay_decisions
 from tests.sim.parts import DEVICE, Linear, hardware
 
 LIMITS = QueueLimits()
