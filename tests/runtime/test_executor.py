@@ -255,6 +255,23 @@ def test_a_decoding_row_that_changes_hands_decodes_for_its_new_sequence():
     assert result.tokens.tolist() == expected_outputs(model, Job(prompt=[9], n_outputs=1, sampling=hot, seed=5))
 
 
+def test_a_model_is_asked_every_few_steps_whether_it_computes_otherwise_now(monkeypatch):
+    asked = []
+
+    class Asked(ToyDecoder):
+        def review(self) -> bool:
+            asked.append(step_of_now)
+            return True
+
+    monkeypatch.setattr(step, "REVIEW_STEPS", 3)
+    with executing(Asked()) as executor:
+        executor.allocate((4,))
+        for step_of_now in range(1, 8):
+            plan = prefill(1, start(0, [7], (0,))) if step_of_now == 1 else Plan(decode=DecodeGroup((0,), 1))
+            executor.collect(executor.submit(plan))
+    assert asked == [3, 6]
+
+
 def test_an_unfinished_pass_ends_with_its_sequence():
     halves = [Chunk(row=0, start=0, stop=2, stop_layer=1), Chunk(row=0, start=0, stop=2, first_layer=1)]
     with executing(ToyDecoder()) as executor:

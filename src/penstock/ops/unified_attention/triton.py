@@ -61,6 +61,7 @@ def unified_attention(
     constants = {
         "has_window": window_tokens is not None,
         "has_cap": soft_cap is not None,
+        "is_strict": unified.is_strict,
         "HEADS": heads,
         "KV_HEADS": kv_heads,
         "HEAD_DIM": head_dim,
@@ -97,7 +98,6 @@ def unified_attention(
         phi,
         *numbers,
         **constants,
-        is_strict=unified.is_strict,
         BLOCK_N=AGAIN_KEYS,
         num_warps=4,
     )

@@ -13,7 +13,7 @@ import triton.language as tl
 from penstock.ops.chain import let_next_start, wait_for_inputs
 from penstock.ops.paged_attention.triton_kernels import LN_2, capped, key_offsets, part_of
 
-# flags of a part, as in reference.py
+# flags of a part, as in reference.py; ANY_BELOW for the strict rule only
 TOO_HIGH, ANY_ABOVE, ANY_BELOW = tl.constexpr(1), tl.constexpr(2), tl.constexpr(4)
 
 
@@ -38,6 +38,7 @@ def unified_parts(
     window,
     has_window: tl.constexpr,
     has_cap: tl.constexpr,
+    is_strict: tl.constexpr,
     HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -77,13 +78,15 @@ def unified_parts(
         above_GN = capped(tl.dot(q_GD, tl.trans(k_ND), input_precision="ieee"), scale, soft_cap, has_cap) - phi
         above_GN = tl.where(is_seen_N[None, :], above_GN, float("-inf"))
         most_GN = tl.maximum(most_GN, above_GN)
-        least_GN = tl.minimum(least_GN, tl.where(is_seen_N[None, :], above_GN, float("inf")))
+        if is_strict:
+            least_GN = tl.minimum(least_GN, tl.where(is_seen_N[None, :], above_GN, float("inf")))
         weight_GN = tl.exp2(above_GN)
         den_GN += weight_GN
         num_GD = tl.dot(weight_GN.to(q_GD.dtype), v_ND, num_GD, input_precision="ieee")
-    most_G, least_G = tl.max(most_GN, axis=1), tl.min(least_GN, axis=1)
+    most_G = tl.max(most_GN, axis=1)
     flags_G = tl.where(most_G < high, 0, TOO_HIGH) + tl.where(most_G > low, ANY_ABOVE, 0)
-    flags_G += tl.where(least_G > low, 0, ANY_BELOW)
+    if is_strict:
+        flags_G += tl.where(tl.min(least_GN, axis=1) > low, 0, ANY_BELOW)
     row_G = (token * HEADS + head_G) * N_PARTS + part
     is_used_G = at_G < tl.where(start < stop, SHARE, 0)
     tl.store(num + row_G[:, None] * HEAD_DIM + at_D[None, :], num_GD, mask=is_used_G[:, None] & is_real_GD)
@@ -141,12 +144,11 @@ def add_parts(
     is_real_PD = is_used_P[:, None] & (at_D < HEAD_DIM)[None, :]
     num_PD = tl.load(num + (row + at_P)[:, None] * HEAD_DIM + at_D[None, :], mask=is_real_PD, other=0.0)
     is_bad = tl.max(flags_P & TOO_HIGH, axis=0) > 0
-    has_below = tl.max(flags_P & ANY_BELOW, axis=0) > 0
-    if is_strict:
-        is_bad = is_bad | has_below
-    else:
-        is_bad = is_bad | (has_below & (tl.max(flags_P & ANY_ABOVE, axis=0) == 0))
     is_empty = n_used == 0
+    if is_strict:
+        is_bad = is_bad | (tl.max(flags_P & ANY_BELOW, axis=0) > 0)
+    else:
+        is_bad = is_bad | ((n_used > 0) & (tl.max(flags_P & ANY_ABOVE, axis=0) == 0))
     mean_D = tl.sum(num_PD, axis=0) / tl.where(is_empty | is_bad, 1.0, mass)
     found = tl.where(is_empty, float("-inf"), (phi + tl.log2(tl.where(is_empty | is_bad, 1.0, mass))) * LN_2)
     if is_bad:
