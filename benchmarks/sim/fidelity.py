@@ -2,7 +2,8 @@
 
     python benchmarks/sim/fidelity.py                                        # the bundled model on this CPU
     python benchmarks/sim/fidelity.py --model llama-8b --device cuda --trace AzureLLMInferenceTrace_conv.csv \
-        --shares 0.4 0.7 0.9 --requests 2000 --max-running 256 --kv-memory 60GiB
+        --shares 0.4 0.7 0.9 --requests 2000 --max-running 256 --kv-memory 60GiB \
+        --max-input-tokens 8000 --max-output-tokens 1500
 
 Penstock and its server run on the device, on an otherwise idle machine:
 

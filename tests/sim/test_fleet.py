@@ -181,3 +181,16 @@ def test_costs_that_are_some_times_as_high_make_latencies_as_high(factor):
         fleet.run(trace)
         ends[scale] = [record.end_s for record in run_of(setup, trace, fleet).records]
     assert ends[factor] == pytest.approx([factor * end_s for end_s in ends[1.0]], rel=1e-3)
+
+
+def test_costs_that_policies_know_stay_true_over_steps_that_are_taken_in_one_go():
+    hard = replace(hardware(Linear(row_s=3e-5), n_blocks=800), known_cost=Linear(row_s=3e-5))
+    setup, trace = Setup(hardware=hard, policies=build_policies), poisson_trace(80, 20, outputs=(2, 200), seed=8)
+    fleet = fleet_of(setup, trace)
+    fleet.run(trace)
+    counters = fleet.instances[0].engine.counters()
+    assert counters["decode_cost_factor"] == pytest.approx(1.0, abs=1e-3)
+    assert counters["prefill_cost_factor"] == pytest.approx(1.0, abs=1e-3)
+    unknown = fleet_of(replace(setup, hardware=replace(hard, known_cost=None)), trace)
+    unknown.run(trace)
+    assert fleet.records == unknown.records  # nobody is preempted here, so nobody asks
