@@ -13,7 +13,9 @@ from hypothesis import HealthCheck, settings
 from penstock.core.clock import VirtualClock
 from penstock.core.errors import ConfigError, UnknownName
 from penstock.core.request import Request, SamplingParams
+from penstock.demonstrations.hydragen import Tree, compare
 from penstock.engine.loop import Engine, build_engine
+from penstock.options import EngineOptions
 from penstock.policy.presets import build_policies
 from penstock.runtime import build
 from penstock.runtime.build import build_executor
@@ -159,3 +161,12 @@ def test_choices_that_there_are_not_are_refused(folders):
         engine_of(folders("qwen3"), "always")
     with mock.patch.object(build, "RATES", {"cuda": EAGER}), pytest.raises(ConfigError, match="no kernel for it"):
         engine_of(folders("qwen3"), "on")
+
+
+def test_the_demonstration_compares_the_same_answers_with_and_without():
+    tree = Tree("small", ((400, 1), (100, 2)), 6)
+    options = EngineOptions(dtype="float32", kv_memory="16MiB", threads=1)
+    name, kernels, read, without, *times, same = compare(tree, options, 4)
+    assert (name, kernels, same) == ("small", "torch, f32", "6/6")
+    assert len(times) == 3
+    assert 3 * int(read.removesuffix("k")) < int(without.removesuffix("k"))
