@@ -14,7 +14,7 @@ ROWS = [
     for name, op in all_ops().items()
     for implementation in op.implementations
     for device in DEVICES
-    if implementation == device or (implementation == "native" and device == "cpu")
+    if implementation == device or (implementation, device) in (("native", "cpu"), ("narrow", "cuda"))
 ]
 
 

@@ -69,6 +69,16 @@ def test_runs_in_a_buffer_with_room_for_any_are_served_alike(shape):
     torch.testing.assert_close(op["cuda"](q, kv, roomy, 0.3), op["reference"](q, kv, batch, 0.3), atol=3e-3, rtol=3e-3)
 
 
+@pytest.mark.skipif(not has_triton(), reason="needs Triton, which there is for Linux only")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the sweep runs all cases on the GPU")
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("name", ["9x65 step 0.5, all filters", "9x65 step 0.5, top-k", "9x65 step 0.5, top-p"])
+def test_many_programs_per_row_find_the_same_edges(name, monkeypatch):
+    monkeypatch.setattr("penstock.ops.sample.triton.PIECE", 32)  # so that ties lie in several pieces
+    (case,) = (case for case in cases_of("sample", "cpu") if case.name == name)
+    compare("sample", all_ops()["sample"].implementations["narrow"], case)
+
+
 def test_nothing_imports_triton_where_there_is_no_gpu():
     code = (
         "import sys, penstock.runtime.executor, penstock.models.decoder;"

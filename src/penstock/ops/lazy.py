@@ -18,13 +18,13 @@ def has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-def triton_kernel(reference: Callable[P, R]) -> Callable[P, R]:
-    """The function of the same name in `triton.py` beside a reference."""
+def triton_kernel(reference: Callable[P, R], file: str = "triton") -> Callable[P, R]:
+    """The function of the same name in `triton.py`, or another file, beside a reference."""
     name = reference.__name__
 
     @cache
     def load() -> Callable[P, R]:
-        found: Callable[P, R] = getattr(importlib.import_module(f"penstock.ops.{name}.triton"), name)
+        found: Callable[P, R] = getattr(importlib.import_module(f"penstock.ops.{name}.{file}"), name)
         return found
 
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
