@@ -100,7 +100,7 @@ def _run_model(model: str, arguments: argparse.Namespace) -> None:
     with folder_of(model) as folder:
         names = ("kv_memory", "compile_ahead", "tensor_parallel", "quantize")
         asked = {name: getattr(arguments, name) for name in names}
-        engine = _engine(model=str(folder), **asked, **OPTIONS)
+        engine = _engine(model=str(folder), shared_prefix_attention=arguments.sharing, **asked, **OPTIONS)
         _generate(engine, [[7] * 64], [1])
         print(json.dumps({"what": "startup", "s": round(time.time() - STARTED_S, 2)}), flush=True)
         _warm_up(engine)
@@ -108,7 +108,7 @@ def _run_model(model: str, arguments: argparse.Namespace) -> None:
         for name in arguments.workloads:
             prompts, lengths = make(name)
             if name.startswith("shared"):
-                _generate(engine, prompts[:1], [1])  # the prefix is warm for every engine
+                _warm_up_shared(engine, prompts)
             began_s = time.perf_counter()
             outputs = _generate(engine, prompts, lengths)
             seconds = time.perf_counter() - began_s
@@ -117,7 +117,17 @@ def _run_model(model: str, arguments: argparse.Namespace) -> None:
             counters = engine.counters()
             keys = {key: counters[f"decode_{key}_total"] for key in ("keys_read", "keys_saved")}  # of all so far
             print(json.dumps(line | keys), flush=True)
+            is_expected = arguments.sharing == "on" and name.startswith("shared")
+            assert keys["keys_saved"] or not is_expected, "nothing was shared: the rule or the tree is wrong"
         engine.close()
+
+
+def _warm_up_shared(engine: Any, prompts: list[list[int]]) -> None:
+    """The prefix is warm for every engine, and steps of as many rows behind it have run: other suffixes, 4 tokens."""
+    _generate(engine, prompts[:1], [1])
+    n_shared = next((n for n, (a, b) in enumerate(zip(*prompts[:2], strict=True)) if a != b), 0)
+    others = [[*prompt[:n_shared], *reversed(prompt[n_shared:])] for prompt in prompts]
+    _generate(engine, others, [4] * len(others))
 
 
 def _line(

@@ -42,7 +42,10 @@ StepLogPath = Annotated[
     typer.Option("--step-log", help="Write a line per step here, for `penstock simulate --replay-log`."),
 ]
 SharedPrefixAttention = Annotated[
-    str, typer.Option(help="Read a prefix that sequences share once for all: auto (on for CPUs), on or off.")
+    str,
+    typer.Option(
+        help="Read a prefix that sequences share once for all: auto (on where there is a kernel for it), on or off."
+    ),
 ]
 Threads = Annotated[int | None, typer.Option(help="CPU threads of the engine. [default: all cores]")]
 Policy = Annotated[str, typer.Option("--policy", help="A preset of policies; see `penstock policies`.")]

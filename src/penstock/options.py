@@ -24,25 +24,25 @@ class EngineOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, fr
     """Options of one engine. Field names are the command line's, with underscores.
 
     model: a Hugging Face directory, a GGUF file, or the name of a bundled model. executor: torch, or simulated: steps
-    take the time that is predicted for `device` (h200, ...), and answers are a stub; `model` may then be the name of a
-    shape (llama-8b, ...), whose texts are those of the bundled model. dtype: auto (the checkpoint's),
-    float32, bfloat16 or float16. quantize: none, fp8, int8 or int4 (weights, rounded while they load).
-    native_kernels: C++ kernels for the CPU, compiled on first use (some ten seconds, once).
-    kernel_table: which implementation of a linear layer serves how many rows, measured by `penstock profile kernels`:
-    auto (the user's file, if there is one), none, or a path.
-    softmax: exact, or unified: decode steps sum against a maximum that `penstock profile softmax` found.
-    kv_memory: size of the KV pool ("4GiB"; none: a share of what is free). host_kv_memory: size of the host tier, where
-    preempted sequences are swapped to and evicted prefixes kept ("0": none). max_running: most sequences at a time.
-    max_model_tokens: a shorter context than the model's. window_tokens: StreamingLLM, keep the first sink_tokens and
-    the last window_tokens of every sequence, and let it go on without an end (max_model_tokens, by default 2**20);
-    none: keep all. shared_prefix_attention: on, off, or auto (on for CPUs): a prefix that decoding sequences share is
-    read once for all of them where that is faster; off: what a sequence gets is the same beside any others, to the last
-    bit, as far as kernels go. tensor_parallel: how many GPUs (on a CPU, processes) hold a share of the model each and
-    run it together; `kv_memory` and `host_kv_memory` are those of all. compile_ahead: on a GPU, compile the Triton
-    kernels that the model can meet while it starts, in processes beside it. trace: a file for a timeline of host and
-    device, written when the engine closes. step_log: a file that gets a line per step, see `engine/step_log.py`.
-    profile: a file of `penstock profile`, what policies know of the cost of steps; none: the one that ships for model
-    and device, if any (for one device only). policy, slots, policy_options: see `penstock policies`.
+    take the time that is predicted for `device` (h200, ...), and answers are a stub; `model` may then be the name of
+    a shape (llama-8b, ...), whose texts are those of the bundled model. dtype: auto (the checkpoint's), float32,
+    bfloat16 or float16. quantize: none, fp8, int8 or int4 (weights, rounded while they load). native_kernels: C++
+    kernels for the CPU, compiled on first use (some ten seconds, once). kernel_table: which implementation of a
+    linear layer serves how many rows, measured by `penstock profile kernels`: auto (the user's file, if there is
+    one), none, or a path. softmax: exact, or unified: decode steps sum against a maximum that `penstock profile
+    softmax` found. kv_memory: size of the KV pool ("4GiB"; none: a share of what is free). host_kv_memory: size of
+    the host tier, where preempted sequences are swapped to and evicted prefixes kept ("0": none). max_running: most
+    sequences at a time. max_model_tokens: a shorter context than the model's. window_tokens: StreamingLLM, keep the
+    first sink_tokens and the last window_tokens of every sequence, and let it go on without an end (max_model_tokens,
+    by default 2**20); none: keep all. shared_prefix_attention: on, off, or auto (on where there is a kernel): a
+    prefix that sequences share is read once for all of them where that is faster; off: what a sequence gets is the
+    same beside any others, to the last bit, as far as kernels go. tensor_parallel: how many GPUs (on a CPU,
+    processes) hold a share of the model each and run it together; `kv_memory` and `host_kv_memory` are those of all.
+    compile_ahead: on a GPU, compile the Triton kernels that the model can meet while it starts, in processes beside
+    it. trace: a file for a timeline of host and device, written when the engine closes. step_log: a file that gets a
+    line per step, see `engine/step_log.py`. profile: a file of `penstock profile`, what policies know of the cost of
+    steps; none: the one that ships for model and device, if any (for one device only). policy, slots, policy_options:
+    see `penstock policies`.
     """
 
     model: str = DEFAULT_MODEL

@@ -109,7 +109,8 @@ def test_a_token_is_rounded_alike_in_any_company():
 @pytest.mark.parametrize("shape", [(17, 64, 32), (70, 128, 96)], ids=str)
 def test_the_product_of_the_library_is_that_of_the_reference(shape):
     tokens, inputs, outputs = shape
-    x, weight = normal(tokens, inputs), quantize(normal(outputs, inputs), Format.FP8)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    x, weight = normal(tokens, inputs).to(device), quantize(normal(outputs, inputs).to(device), Format.FP8)
     assert isinstance(weight, QuantizedWeight)
     found = fp8_product(*fp8_of_rows(x), weight.numbers, weight.scales)
     expected = quantized_linear.implementations["reference"](x, weight)[0]

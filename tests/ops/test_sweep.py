@@ -14,7 +14,7 @@ ROWS = [
     for name, op in all_ops().items()
     for implementation in op.implementations
     for device in DEVICES
-    if implementation == device or (implementation, device) in (("native", "cpu"), ("narrow", "cuda"))
+    if implementation == device or (implementation, device) in (("native", "cpu"), ("halving", "cuda"))
 ]
 
 
@@ -27,14 +27,23 @@ def test_every_implementation_answers_as_the_reference(name, implementation, dev
 @pytest.mark.parametrize("name", all_ops())
 def test_the_reference_answers_alike_on_every_device(name):
     reference = all_ops()[name].implementations["reference"]
-    for case, on_device in zip(cases_of(name, "cpu"), cases_of(name, "cuda"), strict=True):
-        found = reference(*on_device.args)
+    there = {case.name: case for case in cases_of(name, "cuda")}  # formats of the CPU alone are missing
+    assert there
+    for case in cases_of(name, "cpu"):
+        if case.name not in there:
+            continue
+        found = reference(*there[case.name].args)
         expected = reference(*case.args)
         if found is None:  # it writes in place
-            found, expected = on_device.args[2], case.args[2]
-        torch.testing.assert_close(
-            found, expected, atol=max(case.atol, 1e-5), rtol=max(case.atol, 1e-5), check_device=False
-        )
+            found, expected = there[case.name].args[2], case.args[2]
+        for part, expected_part in zip(_parts(found), _parts(expected), strict=True):
+            # sums in another order: twice as far off as one implementation may be, or a step of what is rounded
+            off = max(2 * case.atol, 0.126 if part.dtype is torch.float8_e4m3fn else 1e-5)
+            torch.testing.assert_close(part.cpu().float(), expected_part.float(), atol=off, rtol=off)
+
+
+def _parts(found):
+    return [part for part in (found if isinstance(found, tuple) else (found,)) if isinstance(part, torch.Tensor)]
 
 
 @pytest.mark.parametrize("name", all_ops())

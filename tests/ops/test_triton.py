@@ -76,7 +76,7 @@ def test_runs_in_a_buffer_with_room_for_any_are_served_alike(shape):
 def test_many_programs_per_row_find_the_same_edges(name, monkeypatch):
     monkeypatch.setattr("penstock.ops.sample.triton.PIECE", 32)  # so that ties lie in several pieces
     (case,) = (case for case in cases_of("sample", "cpu") if case.name == name)
-    compare("sample", all_ops()["sample"].implementations["narrow"], case)
+    compare("sample", all_ops()["sample"].implementations["cuda"], case)
 
 
 def test_nothing_imports_triton_where_there_is_no_gpu():

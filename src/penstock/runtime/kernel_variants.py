@@ -36,6 +36,7 @@ from penstock.models.weights import resolve_dtype
 from penstock.ops.batch import SegmentBatch, SinkBatch
 from penstock.ops.paged_attention.triton import LEAST_PART_KEYS, MOST_PARTS
 from penstock.ops.sample import sample
+from penstock.ops.sample.narrow import MOST_ROWS as MOST_NARROW_ROWS
 from penstock.runtime.compile_ahead import Job
 from penstock.runtime.step import HEAD_POSITIONS
 
@@ -113,7 +114,7 @@ def variants_of(job: Job) -> tuple[Variant, ...]:
         model.step(shape)
     for rows in sizes(max(job.max_rows, HEAD_POSITIONS)):
         model.head(rows)
-    for rows in (1, 2):
+    for rows in sorted({1, 2, min(job.max_rows, MOST_NARROW_ROWS), job.max_rows}):
         model.sample(rows)
     recorder.close()
     return tuple(recorder.found.values())

@@ -149,7 +149,9 @@ def render_comparison(comparison: Comparison) -> RenderableType:
 
 
 def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if abs(value) < 1e4 else f"{value:.0f}"
 
 
 def _interval(low: float, high: float, of: float | None) -> str:
@@ -159,4 +161,6 @@ def _interval(low: float, high: float, of: float | None) -> str:
 
 
 def _change(one: Difference) -> str:
-    return f"{one.b / one.a - 1:+.1%}" if one.a and one.b is not None else "-"
+    if not one.a or one.b is None:
+        return "-"
+    return f"{one.b / one.a - 1:+.1%}" if one.b < 10 * one.a else f"x {one.b / one.a:.0f}"

@@ -5,13 +5,12 @@ from penstock.ops.op import Op
 from penstock.ops.sample import cpu, reference
 from penstock.ops.sample.reference import Logprobs
 
-# `narrow` has not been measured on a GPU: `benchmarks/gpu/sample.py` compares it with `cuda`, whose place it may take
 sample = Op(
     "sample",
     reference.sample,
     cpu=cpu.sample,
-    cuda=triton_kernel(reference.sample),
-    narrow=triton_kernel(reference.sample, "narrow"),
+    cuda=triton_kernel(reference.sample, "narrow"),
+    halving=triton_kernel(reference.sample),  # any number of rows the way of many: to compare with
 )
 logprobs = reference.logprobs
 

@@ -35,10 +35,10 @@ def sample(
     index_N: Tensor,
 ) -> Tensor:
     """See `reference.sample`. logits_NV may be of any float dtype."""
-    return sample_with(_halve, logits_NV, temperature_N, top_k_N, top_p_N, min_p_N, seed_N, index_N)
+    return sample_with(halve, logits_NV, temperature_N, top_k_N, top_p_N, min_p_N, seed_N, index_N)
 
 
-def _halve(
+def halve(
     logits_NV: Tensor,
     top_NB: Tensor,
     temperature_N: Tensor,
