@@ -46,7 +46,7 @@ SYSTEMS = (
     System(
         name="hydragen",
         room="runtime",
-        switch="penstock serve --shared-prefix-attention auto (on for CPUs)",
+        switch="penstock serve --shared-prefix-attention auto (the default)",
         demonstration="penstock demonstrate hydragen",
     ),
     System(

@@ -92,7 +92,7 @@ def build_executor(
         torch_threads: threads of one operation on a CPU, of one rank; None chooses by the size of the model.
         compile_ahead: on a GPU, compile the kernels that the model can meet, in processes beside the start.
         shared_prefix_attention: read a prefix that decoding sequences share once for all of them, where that is
-            faster: "on", "off", or "auto", which is on for CPUs.
+            faster: "on", "off", or "auto", which is on where there is a kernel for it.
         lane: where moves between the tiers are queued; None: what suits the device.
         ranks: those that run this model together with this one, each of which builds its own; None: this one is all.
         on_phase: told what was done and how long it took. on_memory: told the plan before weights and pool take memory.
