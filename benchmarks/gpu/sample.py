@@ -2,8 +2,9 @@
 
     python benchmarks/gpu/sample.py
 
-Logits are normal, temperature 0.6, top-k 40 and top-p 0.9; times are of a captured graph, as in a decode step. `narrow`
-may take the place of `cuda` (one line of `penstock/ops/sample/__init__.py`) where it is faster. Last line: JSON.
+Logits are normal, temperature 0.6, top-k 40 and top-p 0.9; times are of a captured graph, as in a decode step. What is
+used is `cuda`: many programs per row up to `narrow.MOST_ROWS` rows, one beyond; `halving` is one for any.
+Last line: JSON.
 """
 
 from __future__ import annotations

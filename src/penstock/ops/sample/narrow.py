@@ -1,4 +1,5 @@
-"""Sampling on a GPU where the ends of top-k and top-p are found by many programs per row; see `narrow_kernels.py`.
+"""Sampling on a GPU: few rows have the ends of top-k and top-p found by many programs each (`narrow_kernels.py`), many
+rows by one each (`triton.py`). The tokens are the same.
 
 Shape letters: N rows, V vocabulary, B pieces of it, W thresholds.
 """
