@@ -230,7 +230,7 @@ def _check_tokens(quantize: str, n_gpus: int) -> None:
             tensor_parallel=n_ranks,
         )  # fmt: skip
         if device == "cuda" and n_ranks == 1:
-            engine._executor._step._graphs.is_capturing = is_capturing
+            engine._executor._step.tape.is_on = is_capturing
         answers[device, is_capturing, n_ranks] = _generate(engine, prompts, lengths, temperature=0.0)
         engine.close()
     first = answers[ways[0]]
@@ -251,7 +251,7 @@ def _check_shared_tokens() -> None:
         engine = _engine(
             model="penstock-tiny", device="cuda", dtype="float32", kv_memory="256MiB", shared_prefix_attention=sharing
         )
-        engine._executor._step._graphs.is_capturing = is_capturing
+        engine._executor._step.tape.is_on = is_capturing
         _generate(engine, prompts[:3], [1] * 3)  # the prefixes are warm
         answers[sharing, is_capturing] = _generate(engine, prompts, [40] * len(prompts), temperature=0.0)
         saved[sharing] = engine.counters()["decode_keys_saved_total"]

@@ -11,12 +11,14 @@ import torch
 
 from penstock.core.plan import Plan, RowStart
 from penstock.core.request import SamplingParams
-from penstock.models import parts
+from penstock.models import layers, parts
 from penstock.models.facts import model_facts
 from penstock.models.read_spec import read_model_spec
 from penstock.ops.lazy import has_triton
+from penstock.ops.paged_attention import paged_attention
 from penstock.ops.shared_attention import shared_attention
-from penstock.runtime import build
+from penstock.ops.shared_attention import triton as shared_triton
+from penstock.runtime import build, mixed_graphs
 from penstock.runtime.build import build_executor
 from penstock.runtime.cascade import Rates
 from penstock.runtime.graphs import Drawing, drawing_of
@@ -77,27 +79,32 @@ def test_captured_steps_draw_what_their_kernels_draw_one_by_one(dtype, tmp_path)
         options = {"dtype": dtype, "device": "cuda", "load_format": "dummy", "max_rows": 9, "block_tokens": 4}
         executor = build_executor(tmp_path, kv_memory_bytes=2**24, **options)
         graphs = executor._step._graphs
-        graphs.is_capturing = is_capturing
+        executor._step.tape.is_on = is_capturing
         rng = Random(7)
-        jobs = [
-            Job(
-                prompt=[rng.randrange(61) for _ in range(rng.randint(1, 30))],
-                n_outputs=rng.randint(1, 25),
-                sampling=SamplingParams(
-                    temperature=rng.choice([0.0, 0.0, 0.7]),
-                    top_k=rng.choice([0, 9]),
-                    logprobs=rng.choice([None, None, None, 2]),
-                    presence_penalty=rng.choice([0.0, 0.0, 1.5]),
-                ),
-                seed=rng.randrange(2**63),
-            )
-            for _ in range(30)
-        ]
+        jobs = jobs_of_many_kinds(rng, 30)
         run_jobs(executor, jobs, rng)
         found.append([job.outputs for job in jobs])
         executor.close()
         assert bool(graphs._graphs) is is_capturing
     assert found[0] == found[1]
+
+
+def jobs_of_many_kinds(rng: Random, n: int) -> list[Job]:
+    """They draw in all forms."""
+    return [
+        Job(
+            prompt=[rng.randrange(61) for _ in range(rng.randint(1, 30))],
+            n_outputs=rng.randint(1, 25),
+            sampling=SamplingParams(
+                temperature=rng.choice([0.0, 0.0, 0.7]),
+                top_k=rng.choice([0, 9]),
+                logprobs=rng.choice([None, None, None, 2]),
+                presence_penalty=rng.choice([0.0, 0.0, 1.5]),
+            ),
+            seed=rng.randrange(2**63),
+        )
+        for _ in range(n)
+    ]
 
 
 def forked_jobs(rng: Random, n: int) -> list[Job]:
@@ -123,8 +130,8 @@ def test_shared_runs_in_a_buckets_buffers_give_the_tokens_of_reading_alone(tmp_p
         executor._max_rows = 6
         if choice == "on":
             step, step._max_rows = executor._step, 6  # the last row and the last block become scratch
-            step._graphs = step._new_graphs()
-            step._graphs.is_capturing = False
+            step._use_graphs()
+            step.tape.is_on, step._mixed = False, None
             monkeypatch.setattr(parts, "shared_attention", shared_attention.implementations["cuda"])
         rng = Random(5)
         jobs = forked_jobs(rng, 14)
@@ -134,6 +141,58 @@ def test_shared_runs_in_a_buckets_buffers_give_the_tokens_of_reading_alone(tmp_p
             assert {form.is_shared for form in step._graphs._seen} == {True, False}
         executor.close()
     assert found["on"] == found["off"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the tests for CUDA run the graphs themselves")
+@pytest.mark.skipif(not has_triton(), reason="needs Triton, which there is for Linux only")
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_steps_with_prompts_in_a_rooms_buffers_give_the_tokens_of_steps_as_they_are(tmp_path, monkeypatch):
+    """The form that is captured, on a CPU: what is left over of a room changes nothing."""
+    config = shrunk_config() | {"num_hidden_layers": 1, "layer_types": ["full_attention"]}  # interpreting is slow
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr(build, "RATES", {"cpu": EAGER, "native": EAGER})
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
+    monkeypatch.setattr(mixed_graphs, "MOST_CHUNKS", 4)
+    options = {"dtype": "float32", "load_format": "dummy", "max_rows": 7, "block_tokens": 4, "kv_memory_bytes": 2**22}
+    found = []
+    for is_in_rooms in (False, True):
+        if is_in_rooms:
+            by_tiles = paged_attention.implementations["cuda"]
+            monkeypatch.setattr(layers, "paged_attention", by_tiles)
+            monkeypatch.setattr(shared_triton, "paged_attention", by_tiles)
+            monkeypatch.setattr(parts, "shared_attention", shared_attention.implementations["cuda"])
+        executor = build_executor(tmp_path, shared_prefix_attention="on", **options)
+        executor._max_rows = 6
+        step, step._max_rows = executor._step, 6  # the last row and the last block become scratch
+        if is_in_rooms:
+            step._use_graphs()
+            step.tape.is_on = False
+        rng = Random(5)
+        kinds = [{"temperature": 0.7}] * 4 + [{"temperature": 0.7, "top_k": 9}] * 3 + [{"logprobs": 2}]
+        jobs = forked_jobs(rng, 14)
+        jobs += [
+            Job(
+                prompt=[rng.randrange(61) for _ in range(rng.randint(1, 30))],
+                n_outputs=rng.randint(1, 4),
+                sampling=SamplingParams(**kind),
+                seed=rng.randrange(2**63),
+            )
+            for kind in kinds
+        ]
+        run_jobs(executor, jobs, rng)
+        found.append([(job.outputs, job.logprobs) for job in jobs])
+        if is_in_rooms:
+            forms = step._mixed._seen
+            assert {form.decode_rows for form in forms} == {0, 6}
+            assert {form.drawing for form in forms} == set(Drawing)
+            assert {form.is_shared for form in forms} == {True, False}
+        executor.close()
+    for (ids, logprobs), (expected_ids, expected_logprobs) in zip(*found, strict=True):
+        assert ids == expected_ids
+        assert [record.logprob for record in logprobs] == pytest.approx(
+            [record.logprob for record in expected_logprobs], abs=1e-5
+        )
 
 
 @needs_cuda
@@ -146,7 +205,7 @@ def test_captured_steps_with_shared_runs_draw_what_their_kernels_draw_one_by_one
         options = {"dtype": dtype, "device": "cuda", "load_format": "dummy", "max_rows": 9, "block_tokens": 4}
         executor = build_executor(tmp_path, kv_memory_bytes=2**24, shared_prefix_attention="on", **options)
         graphs = executor._step._graphs
-        graphs.is_capturing = is_capturing
+        executor._step.tape.is_on = is_capturing
         rng = Random(5)
         jobs = forked_jobs(rng, 60)
         run_jobs(executor, jobs, rng)

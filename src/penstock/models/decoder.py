@@ -140,6 +140,14 @@ class Decoder:
             return f"heads of more than {MOST_CAPTURED_HEAD_DIM} features run the reference of paged attention"
         return None
 
+    @property
+    def tile_tokens(self) -> int | None:
+        """How many tokens of a prompt one program of the paged attention in Triton takes; None: layers differ."""
+        from penstock.ops.paged_attention.triton import tile_tokens  # is there beside a GPU only
+
+        found = {tile_tokens(layer.attention.head_dim, self.dtype) for layer in self.spec.layers}
+        return found.pop() if len(found) == 1 else None
+
     def embed(self, ids_T: Tensor) -> Tensor:
         """Token ids to the residual stream before the first layer: [T, D]."""
         x_TD = F.embedding(ids_T, self._embed) if self._peers is None else self._embed_with(self._peers, ids_T)

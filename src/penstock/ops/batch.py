@@ -67,6 +67,21 @@ PIECE_MEMBERS = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """Which segments have one token and how the others are cut into tiles, where the host says it in a buffer.
+
+    For steps that are captured, and serve batches that are not known yet. All are int32. singles_S: segments of one
+    token. tile_segments_P, tile_firsts_P: a segment, and the first of its tokens in a tile of `tile_tokens`. What is
+    not needed names the last segment, which has no token and no key; it begins at the last token, which is nobody's.
+    """
+
+    singles_S: Tensor
+    tile_segments_P: Tensor
+    tile_firsts_P: Tensor
+    tile_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SegmentBatch:
     """S runs of consecutive tokens, one per sequence of the step, laid end to end.
 
@@ -81,6 +96,9 @@ class SegmentBatch:
 
     shared: runs of keys that come before those of the tables, for segments of one token. There, tables and kv_lens
     begin behind a segment's last run, as they do behind a window.
+
+    placement: what else says which segment is what; then `q_starts_host` is empty, `kv_lens_host` are upper bounds, and
+    a token may belong to no segment: what attention makes of it is zero.
     """
 
     positions_T: Tensor
@@ -93,8 +111,9 @@ class SegmentBatch:
     block_tokens: int
     sinks: SinkBatch | None = None
     shared: SharedRuns | None = None
+    placement: Placement | None = None
 
     @property
     def is_decode(self) -> bool:
         """Every segment is one token."""
-        return len(self.kv_lens_host) == self.q_starts_host[-1]
+        return self.placement is None and len(self.kv_lens_host) == self.q_starts_host[-1]

@@ -84,7 +84,7 @@ class Model:
     logits: Callable[[Tensor], Tensor]
 
 
-class _Runs:
+class _SharedRoom:
     """Room on the device for whatever a bucket's rows share in one state group."""
 
     def __init__(self, tables: BlockTables, size: int) -> None:
@@ -112,16 +112,38 @@ class _Runs:
         self._first_S.copy_(send(first_host_S, device), non_blocking=True)
 
 
+class SharedRooms:
+    """Of all state groups; a group that keeps a window has none."""
+
+    def __init__(self, all_tables: Sequence[BlockTables], size: int) -> None:
+        self._rooms = tuple(
+            _SharedRoom(tables, size) if tables.window_tokens is None else None for tables in all_tables
+        )
+        self._holds: ByState = ()
+
+    @property
+    def shared(self) -> ByState:
+        """What a captured step reads: whatever is held when it runs."""
+        return tuple(None if room is None else room.shared for room in self._rooms)
+
+    def hold(self, shared: ByState) -> None:
+        """Fill in what is shared, unless it stands there already."""
+        if self._holds is not shared:
+            for room, some in zip(self._rooms, shared, strict=True):
+                if room is not None:
+                    room.fill(some)
+            self._holds = shared
+
+
 @dataclass(slots=True)
 class _Bucket:
-    """What all graphs of one size have in common. layout.rows_S is where a graph reads its rows, `runs` what they share
-    by state group (None: a group that keeps a window); made when rows of this size first do.
+    """What all graphs of one size have in common. layout.rows_S is where a graph reads its rows, `runs` what they
+    share, made when rows of this size first do.
     """
 
     layout: Layout
     holds: tuple[int, tuple[int, ...]] | None = None  # the group whose rows stand there
-    runs: tuple[_Runs | None, ...] = ()
-    holds_shared: ByState = ()  # what stands in `runs`
+    runs: SharedRooms | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,26 +164,48 @@ class _Captured:
     how: str
 
 
-class DecodeGraphs:
-    """Runs decode groups. scratch_row: the one behind all others, with blocks that are nobody's.
+class Tape:
+    """Records work of a device, to be done again with one launch. What it recorded shares memory: one runs at a time.
 
-    is_capturing: else every step runs as the first of its kind does; the same kernels, so the same tokens.
+    is_on: else every step runs as the first of its kind does; the same kernels, so the same tokens.
     """
 
-    def __init__(self, model: Model, rows: Rows, scratch_row: int, longest_tokens: int) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self.is_on = True
+        self._device = device
+        self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def record(self, body: Callable[[], Tensor | None]) -> tuple[torch.cuda.CUDAGraph, Tensor | None]:
+        """(the graph, what the body returned, filled whenever the graph runs). Nothing of it is done yet."""
+        current = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(current)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.stream(self._stream):
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            try:
+                found = body()
+            finally:
+                graph.capture_end()
+        current.wait_stream(self._stream)
+        return graph, found
+
+
+class DecodeGraphs:
+    """Runs decode groups. scratch_row: the one behind all others, with blocks that are nobody's."""
+
+    def __init__(self, model: Model, rows: Rows, scratch_row: int, longest_tokens: int, tape: Tape) -> None:
         self._model = model
         self._rows = rows
+        self._tape = tape
         self._scratch_row = scratch_row
         self._longest_tokens = longest_tokens
         self.sizes = (*(size for size in BUCKETS if size < scratch_row), scratch_row)
         self._buckets: dict[int, _Bucket] = {}
         self._graphs: dict[_Form, _Captured] = {}
-        self.is_capturing = True
         self.how = KERNEL_BY_KERNEL  # of the last step
         self._seen: set[_Form] = set()
         self._ids_S = torch.zeros(scratch_row, dtype=torch.int64, device=rows.device)
-        self._pool = torch.cuda.graph_pool_handle()
-        self._stream = torch.cuda.Stream(rows.device)  # type: ignore[no-untyped-call]
 
     def run(self, group: DecodeGroup, drawing: Drawing, shared: ByState = ()) -> Tensor:
         """One step of the group: its new tokens, int64, or its logits if it draws outside; good until the next step.
@@ -173,7 +217,7 @@ class DecodeGraphs:
         if shared:
             self._hold(bucket, shared)
         key = _Form(size, drawing, bool(shared))
-        if self.is_capturing and key in self._seen and key not in self._graphs:
+        if self._tape.is_on and key in self._seen and key not in self._graphs:
             self._graphs[key] = self._capture(bucket, key)
         if bucket.holds != (group.version, group.rows):
             bucket.layout.rows_S.copy_(send(self._filled(size, group.rows), self._rows.device), non_blocking=True)
@@ -196,32 +240,16 @@ class DecodeGraphs:
         return self._buckets[size]
 
     def _hold(self, bucket: _Bucket, shared: ByState) -> None:
-        """Fill in what is shared, unless it stands there already."""
-        if not bucket.runs:
-            size = len(bucket.layout.rows_S)
-            all_tables = self._rows.tables
-            bucket.runs = tuple(_Runs(tables, size) if tables.window_tokens is None else None for tables in all_tables)
-        if bucket.holds_shared is not shared:
-            for runs, some in zip(bucket.runs, shared, strict=True):
-                if runs is not None:
-                    runs.fill(some)
-            bucket.holds_shared = shared
+        """Fill in what is shared."""
+        if bucket.runs is None:
+            bucket.runs = SharedRooms(self._rows.tables, len(bucket.layout.rows_S))
+        bucket.runs.hold(shared)
 
     def _filled(self, size: int, rows: tuple[int, ...]) -> Ints:
         return np.array(rows + (self._scratch_row,) * (size - len(rows)), np.int64)
 
     def _capture(self, bucket: _Bucket, form: _Form) -> _Captured:
-        """Record the step; nothing of it is done yet."""
-        current = torch.cuda.current_stream(self._rows.device)
-        self._stream.wait_stream(current)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.stream(self._stream):
-            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
-            try:
-                logits_SV = self._body(bucket, form)
-            finally:
-                graph.capture_end()
-        current.wait_stream(self._stream)
+        graph, logits_SV = self._tape.record(lambda: self._body(bucket, form))
         log.debug("captured a decode step: %s", form)
         shared = ", shared prefixes" if form.is_shared else ""
         return _Captured(graph, logits_SV, f"graph of {form.size} rows, {form.drawing.value}{shared}")
@@ -231,32 +259,34 @@ class DecodeGraphs:
         rows, rows_S = self._rows, bucket.layout.rows_S
         size = len(rows_S)
         bounds_host_S = np.full(size, self._longest_tokens - 1, np.int64)
-        shared = tuple(None if runs is None else runs.shared for runs in bucket.runs) if form.is_shared else ()
+        shared = bucket.runs.shared if form.is_shared and bucket.runs is not None else ()
         batches = bucket.layout.batches(rows, bounds_host_S, shared)
         x_SD = self._model.embed(rows.last_R.index_select(0, rows_S))
         logits_SV = self._model.logits(self._model.walk(x_SD, batches))
         if form.drawing is Drawing.OUTSIDE:
             return logits_SV
         positions_S = rows.positions_R.index_select(0, rows_S) + 1
-        ids_S = self._draw(logits_SV, rows_S, positions_S, form.drawing)
+        ids_S = draw_on_device(rows, logits_SV, rows_S, positions_S, form.drawing)
         rows.positions_R.index_copy_(0, rows_S, positions_S)
         rows.positions_R[self._scratch_row].zero_()
         rows.last_R.index_copy_(0, rows_S, ids_S)
         self._ids_S[:size].copy_(ids_S)
         return None
 
-    def _draw(self, logits_SV: Tensor, rows_S: Tensor, positions_S: Tensor, drawing: Drawing) -> Tensor:
-        if drawing is Drawing.GREEDY:
-            return logits_SV.argmax(dim=-1)
-        reals = self._rows.reals.dev.index_select(0, rows_S).t().contiguous()
-        ints = self._rows.ints.dev.index_select(0, rows_S).t().contiguous()
-        is_filtered = drawing is Drawing.FILTERED
-        return sample(
-            logits_SV,
-            reals[Real.TEMPERATURE],
-            ints[Int.TOP_K] if is_filtered else None,
-            reals[Real.TOP_P] if is_filtered else None,
-            reals[Real.MIN_P] if is_filtered else None,
-            ints[Int.SEED],
-            positions_S - ints[Int.PROMPT_TOKENS],
-        )
+
+def draw_on_device(rows: Rows, logits_SV: Tensor, rows_S: Tensor, positions_S: Tensor, drawing: Drawing) -> Tensor:
+    """The next tokens of these rows, int64, which stand at `positions_S`; nothing is asked of the host."""
+    if drawing is Drawing.GREEDY:
+        return logits_SV.argmax(dim=-1)
+    reals = rows.reals.dev.index_select(0, rows_S).t().contiguous()
+    ints = rows.ints.dev.index_select(0, rows_S).t().contiguous()
+    is_filtered = drawing is Drawing.FILTERED
+    return sample(
+        logits_SV,
+        reals[Real.TEMPERATURE],
+        ints[Int.TOP_K] if is_filtered else None,
+        reals[Real.TOP_P] if is_filtered else None,
+        reals[Real.MIN_P] if is_filtered else None,
+        ints[Int.SEED],
+        positions_S - ints[Int.PROMPT_TOKENS],
+    )

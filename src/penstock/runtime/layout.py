@@ -19,23 +19,44 @@ import torch.nn.functional as F  # noqa: N812, the name that everybody reads
 from torch import Tensor
 
 from penstock.core.executor import StateSpec
-from penstock.ops.batch import SegmentBatch, SinkBatch
+from penstock.ops.batch import Placement, SegmentBatch, SinkBatch
 from penstock.runtime.rows import BlockTables, Rows
 from penstock.runtime.sharing import ByState, Shared
 from penstock.runtime.transfer import Ints, send_all
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnDevice:
+    """Buffers that say who is in a step, filled anew for each: a captured step serves all. int64, q_starts int32.
+
+    rows_T: of each token; offsets_T: its place in its segment. placement: which segment is what.
+    """
+
+    rows_S: Tensor
+    lens_S: Tensor
+    q_starts: Tensor
+    rows_T: Tensor
+    offsets_T: Tensor
+    placement: Placement
+
+
 class Layout:
     """Rows side by side, each with some tokens: all that is fixed while the members of a step are the same."""
 
-    def __init__(self, rows: Ints, lens: Ints, device: torch.device) -> None:
+    def __init__(self, rows: Ints, lens: Ints, device: torch.device, on_device: OnDevice | None = None) -> None:
+        """on_device: what counts, where rows and lens are not known yet: any rows, and most tokens of each."""
         self.rows_host_S = rows
+        self.placement = None if on_device is None else on_device.placement
         self.lens_host_S = lens
         self.q_starts_host = np.concatenate(([0], np.cumsum(lens)))
         self.n_tokens = int(self.q_starts_host[-1])
         self._q_starts = tuple(self.q_starts_host.tolist())
-        self._is_decode = self.n_tokens == len(rows)
-        if self._is_decode:
+        self._is_decode = on_device is None and self.n_tokens == len(rows)
+        if on_device is not None:
+            self._q_starts = ()
+            self.rows_S, self._lens_S, q_starts = on_device.rows_S, on_device.lens_S, on_device.q_starts
+            self._rows_T, self._offsets_T = on_device.rows_T, on_device.offsets_T
+        elif self._is_decode:
             self.rows_S, self._lens_S, q_starts = send_all((rows, lens, self.q_starts_host), device)
             self._rows_T = self.rows_S
         else:
@@ -112,6 +133,7 @@ class Layout:
             block_tokens=size,
             sinks=self._sinks(tables, positions_T, starts_host_S),
             shared=None if shared is None else shared.runs,
+            placement=self.placement,
         )
 
     def _sinks(self, tables: BlockTables, positions_T: Tensor, starts_host_S: Ints) -> SinkBatch | None:

@@ -24,6 +24,7 @@ from penstock.runtime.cascade import SharingRule
 from penstock.runtime.graphs import DecodeGraphs, Drawing
 from penstock.runtime.layout import Layout, group_runs, stretches
 from penstock.runtime.logits import LogitsStage
+from penstock.runtime.mixed_graphs import MixedGraphs
 from penstock.runtime.movers import Lane, Mover
 from penstock.runtime.readback import KeysRead, LogprobsHost, Readback, Samples, Stopwatch
 from penstock.runtime.rows import Known, Rows
@@ -55,6 +56,11 @@ class Model(Protocol):
         """What keeps a decode step out of a CUDA graph; None: nothing. Asked on a GPU only."""
         ...
 
+    @property
+    def tile_tokens(self) -> int | None:
+        """How many tokens of a prompt one program of attention takes, in all layers; None: it is not the same."""
+        ...
+
 
 class Stepper:
     """Runs plans one after the other; owns the rows and, per row, the residual stream of an unfinished pass.
@@ -82,6 +88,8 @@ class Stepper:
         n_rows = max_rows + (device.type != "cpu")
         self._rows = Rows(max_rows=n_rows, states=facts.states, max_model_tokens=facts.max_model_tokens, device=device)
         self._graphs: DecodeGraphs | None = None
+        self._mixed: MixedGraphs | None = None
+        self.tape: graphs.Tape | None = None  # where steps are captured
         self._pools: tuple[Tensor, ...] = ()
         self._mover = Mover(facts.states, device, lane)
         self._kept: dict[int, tuple[Chunk, Tensor]] = {}
@@ -97,17 +105,24 @@ class Stepper:
         """
         self._pools = pools
         self._mover.use_pools(pools, n_host_blocks)
-        self._graphs = self._new_graphs() if self._device.type == "cuda" else None
+        if self._device.type == "cuda":
+            self._use_graphs()
 
-    def _new_graphs(self) -> DecodeGraphs | None:
+    def _use_graphs(self) -> None:
+        """Capture steps from now on, anew; none if the model cannot be captured."""
+        self._graphs = self._mixed = self.tape = None
         why_not = self._model.why_not_captured
         if why_not is not None:
-            log.warning("decode steps run kernel by kernel, not as CUDA graphs: %s", why_not)
-            return None
+            log.warning("steps run kernel by kernel, not as CUDA graphs: %s", why_not)
+            return
         for tables, state in zip(self._rows.tables, self._facts.states, strict=True):
             tables.write([(self._max_rows, (self._pools[state.layers[0]].shape[1] - 1,))], ())
         model = graphs.Model(embed=self._model.embed, walk=self._walk_whole, logits=self._model.logits)
-        return DecodeGraphs(model, self._rows, self._max_rows, self._facts.max_model_tokens)
+        self.tape = tape = graphs.Tape(self._device)
+        self._graphs = DecodeGraphs(model, self._rows, self._max_rows, self._facts.max_model_tokens, tape)
+        tile_tokens = self._model.tile_tokens
+        if tile_tokens is not None:
+            self._mixed = MixedGraphs(model, self._facts, self._rows, self._max_rows, tile_tokens, tape)
 
     @property
     def graph_buckets(self) -> tuple[int, ...]:
@@ -115,7 +130,7 @@ class Stepper:
 
     def close(self) -> None:
         """Give the pools of both tiers back."""
-        self._pools, self._graphs = (), None
+        self._pools, self._graphs, self._mixed, self.tape = (), None, None, None
         self._mover.close()
 
     def run(self, plan: Plan, known: Sequence[Known]) -> Readback:
@@ -127,14 +142,17 @@ class Stepper:
             return Readback(watch=watch, moved=self._mover.reporter())
         self._n_steps += 1
         if self._n_steps % REVIEW_STEPS == 0 and self._model.review() and self._graphs is not None:
-            self._graphs = self._new_graphs()
+            self._use_graphs()
+        keys = self._keys_read(plan.decode)
         if self._graphs is not None and not plan.chunks:
-            keys = self._keys_read(plan.decode)
             drawn = self._decode_by_graph(plan.decode, self._graphs)
             watch.stop()
             return Readback(watch=watch, how=self._graphs.how, samples=drawn, moved=self._mover.reporter(), keys=keys)
+        if self._mixed is not None and self._mixed.can_run(plan) and not self._wants_prompt_logprobs(plan):
+            samples = self._mixed_by_graph(plan, self._mixed)
+            watch.stop()
+            return Readback(watch=watch, how=self._mixed.how, samples=samples, moved=self._mover.reporter(), keys=keys)
         whole = self._layout(plan)
-        keys = self._keys_read(plan.decode)
         x_TD = self._walk(plan, whole, self._enter(plan))
         self._keep_unfinished(plan, whole, x_TD)
         prompt_logprobs = self._prompt_logprobs(plan, whole, x_TD)
@@ -151,6 +169,23 @@ class Stepper:
         if drawing is Drawing.OUTSIDE:
             return self._draw_alone(group, found)
         self._rows.positions_host_R[members] += 1
+        return Samples(fetch(found.to(torch.int32)), (), None)
+
+    def _mixed_by_graph(self, plan: Plan, captured: MixedGraphs) -> Samples | None:
+        """A step with chunks of prompts, all of them through all layers."""
+        sampling = [plan.chunks[index] for index in plan.sampling_chunks]
+        rows = np.array([*plan.decode.rows, *(chunk.row for chunk in sampling)], np.int64)
+        tokens = np.array([1] * plan.decode.tokens + [chunk.tokens for chunk in sampling], np.int64)
+        drawing = graphs.drawing_of(rows, self._rows, self._logits)
+        ids = np.concatenate([self._ids(chunk) for chunk in plan.chunks])
+        found = captured.run(plan, ids, drawing, self._shared(plan.decode) if plan.decode.rows else ())
+        if not len(rows):
+            return None
+        if drawing is Drawing.OUTSIDE:
+            draw = Draw(rows, self._rows, self._logits)
+            positions_N = self._rows.positions_R.index_select(0, draw.members_N) + send(tokens, self._device)
+            return self._finish(draw, found, positions_N, tokens)
+        self._rows.positions_host_R[rows] += tokens
         return Samples(fetch(found.to(torch.int32)), (), None)
 
     def _draw_alone(self, group: DecodeGroup, logits_NV: Tensor) -> Samples:
@@ -274,6 +309,9 @@ class Stepper:
             if self._stop_layer(chunk) < self._facts.n_layers:
                 start, stop = whole.q_starts_host[segment : segment + 2]
                 self._kept[chunk.row] = chunk, x_TD[start:stop].clone()  # not a view: that would keep the whole step
+
+    def _wants_prompt_logprobs(self, plan: Plan) -> bool:
+        return any(self._rows.start(chunk.row).sampling.prompt_logprobs is not None for chunk in plan.chunks)
 
     def _prompt_logprobs(self, plan: Plan, whole: Layout, x_TD: Tensor) -> dict[int, tuple[LogprobsHost, ...]]:
         """For chunks of rows that asked, the log-probability of each following token of the prompt."""

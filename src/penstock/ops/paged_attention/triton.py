@@ -13,6 +13,7 @@ Nothing here waits for the device. Shape letters: S segments, H query heads.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 
@@ -46,13 +47,12 @@ def paged_attention(
         raise ValueError(f"paged_attention: {q_THD.shape[1]} query heads cannot share {kv_heads} KV heads equally")
     if head_dim > MOST_HEAD_DIM or not kv.is_contiguous() or q_THD.stride(2) != 1:
         return reference.paged_attention(q_THD, kv, batch, scale, window_tokens, soft_cap)
-    out_THD = torch.empty(q_THD.shape, dtype=q_THD.dtype, device=q_THD.device)
-    lse_TH = torch.empty(q_THD.shape[:2], dtype=torch.float32, device=q_THD.device)
+    new = torch.empty if batch.placement is None else torch.zeros  # with one, some tokens are nobody's
+    out_THD = new(q_THD.shape, dtype=q_THD.dtype, device=q_THD.device)
+    lse_TH = new(q_THD.shape[:2], dtype=torch.float32, device=q_THD.device)
     if not len(q_THD):
         return out_THD, lse_TH
-    least_whole = whole_prompts.LEAST_TOKENS if whole_prompts.can_serve(q_THD, kv, window_tokens, soft_cap) else None
-    tile_tokens = _tile_tokens(head_dim, q_THD.dtype)
-    layout = _lay_out(batch.q_starts_host, batch.kv_lens_host, tile_tokens, least_whole, q_THD.device)
+    layout = _layout_of(q_THD, kv, batch, window_tokens, soft_cap)
     longest_keys = min(max(batch.kv_lens_host), window_tokens or max(batch.kv_lens_host))
     shape = _Shape(q_THD, kv, batch, scale, window_tokens, soft_cap)
     if layout.n_singles:
@@ -66,41 +66,58 @@ def paged_attention(
     return out_THD, lse_TH
 
 
+@dataclass(frozen=True, slots=True)
 class _Layout:
-    """Which segments are one token (None: all), which are whole prompts for cuDNN, and the tiles of the others.
+    """Which segments are one token (None: all), which are whole prompts for cuDNN, and the tiles of the others."""
 
-    Tiles with the longest reach come first.
-    """
+    n_singles: int
+    singles: Tensor | None
+    tile_segments: Tensor | None
+    tile_firsts: Tensor | None
+    whole: tuple[int, ...] = ()
 
-    def __init__(
-        self,
-        q_starts: tuple[int, ...],
-        kv_lens: tuple[int, ...],
-        tile_tokens: int,
-        least_whole: int | None,
-        device: torch.device,
-    ) -> None:
-        lengths = [stop - start for start, stop in pairwise(q_starts)]
-        singles = [s for s, n in enumerate(lengths) if n == 1]
-        longer = [s for s, n in enumerate(lengths) if n > 1]
-        self.whole = [s for s in longer if least_whole is not None and kv_lens[s] == lengths[s] >= least_whole]
-        tiles = [(at, s) for s in longer if s not in self.whole for at in range(0, lengths[s], tile_tokens)]
-        tiles.sort(reverse=True)
-        self.n_singles, self.n_tiles = len(singles), len(tiles)
-        self.singles: Tensor | None = None
-        if len(singles) < len(lengths):
-            packed = torch.tensor([*singles, *(s for _, s in tiles), *(at for at, _ in tiles)], dtype=torch.int32)
-            sent = packed.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else packed
-            self.singles, self.tile_segments, self.tile_firsts = torch.split(
-                sent, [len(singles), len(tiles), len(tiles)]
-            )
+    @property
+    def n_tiles(self) -> int:
+        return 0 if self.tile_segments is None else len(self.tile_segments)
 
 
-_lay_out = lru_cache(maxsize=8)(_Layout)  # every layer of a step asks for the same
+def _layout_of(
+    q_THD: Tensor, kv: Tensor, batch: SegmentBatch, window_tokens: int | None, soft_cap: float | None
+) -> _Layout:
+    n_tokens = tile_tokens(q_THD.shape[2], q_THD.dtype)
+    placed = batch.placement
+    if placed is not None:
+        assert placed.tile_tokens == n_tokens, f"tiles are of {placed.tile_tokens} tokens; for these heads: {n_tokens}"
+        return _Layout(len(placed.singles_S), placed.singles_S, placed.tile_segments_P, placed.tile_firsts_P)
+    least_whole = whole_prompts.LEAST_TOKENS if whole_prompts.can_serve(q_THD, kv, window_tokens, soft_cap) else None
+    return _lay_out(batch.q_starts_host, batch.kv_lens_host, n_tokens, least_whole, q_THD.device)
 
 
-def _tile_tokens(head_dim: int, dtype: torch.dtype) -> int:
-    """What fits the registers of a program."""
+@lru_cache(maxsize=8)  # every layer of a step asks for the same
+def _lay_out(
+    q_starts: tuple[int, ...],
+    kv_lens: tuple[int, ...],
+    tile_tokens: int,
+    least_whole: int | None,
+    device: torch.device,
+) -> _Layout:
+    """Tiles with the longest reach come first."""
+    lengths = [stop - start for start, stop in pairwise(q_starts)]
+    singles = [s for s, n in enumerate(lengths) if n == 1]
+    if len(singles) == len(lengths):
+        return _Layout(len(singles), None, None, None)
+    longer = [s for s, n in enumerate(lengths) if n > 1]
+    whole = [s for s in longer if least_whole is not None and kv_lens[s] == lengths[s] >= least_whole]
+    tiles = [(at, s) for s in longer if s not in whole for at in range(0, lengths[s], tile_tokens)]
+    tiles.sort(reverse=True)
+    packed = torch.tensor([*singles, *(s for _, s in tiles), *(at for at, _ in tiles)], dtype=torch.int32)
+    sent = packed.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else packed
+    singles_S, segments_P, firsts_P = torch.split(sent, [len(singles), len(tiles), len(tiles)])
+    return _Layout(len(singles), singles_S, segments_P, firsts_P, tuple(whole))
+
+
+def tile_tokens(head_dim: int, dtype: torch.dtype) -> int:
+    """Of a tile: what fits the registers of a program."""
     return TILE_TOKENS if head_dim <= 128 and dtype.itemsize == 2 else TILE_TOKENS // 4
 
 
@@ -197,8 +214,8 @@ class _Shape:
             )
 
     def run_tiles(self, layout: _Layout, out_THD: Tensor, lse_TH: Tensor) -> None:
-        tile_tokens = _tile_tokens(self.head_dim, self.q.dtype)
-        is_large = tile_tokens == TILE_TOKENS
+        n_tokens = tile_tokens(self.head_dim, self.q.dtype)
+        is_large = n_tokens == TILE_TOKENS
         long_segments[(self.heads, layout.n_tiles)](
             self.q,
             self.kv,
@@ -211,7 +228,7 @@ class _Shape:
             lse_TH,
             *self.numbers,
             **self.constants,
-            BLOCK_M=tile_tokens,
+            BLOCK_M=n_tokens,
             BLOCK_N=128 if is_large else 32,
             num_warps=8 if is_large else 4,
             num_stages=3 if is_large else 2,

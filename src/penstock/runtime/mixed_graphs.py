@@ -1,0 +1,245 @@
+"""Steps with prompts as CUDA graphs: one launch for decode rows and chunks of prompts together.
+
+Theory. Kernel by kernel, the host needs 15 to 27 ms to launch a step of 28 to 32 layers, and the device is done with
+320 tokens of it after 3 to 9 (H200, a 0.6B and an 8B model). So a step of few tokens is captured, as decode steps are
+(`graphs.py`); with many tokens the device is the slower one, and they run kernel by kernel.
+
+What differs from step to step comes in one buffer of integers: of each token its row, its place in its chunk and its
+id (of a decode row's: -1, it stands on the device), which segments have one token, the tiles of the others, and who
+draws. A graph has room for so many tokens and so many decode rows (`_Form`), and for `MOST_CHUNKS` chunks. Tokens that
+are left over belong to the scratch row and to no segment: they go through the layers and write to the scratch block,
+and nobody reads what becomes of them. There is at least one: places of segments that are left over point there.
+
+As with decode steps, the first step of a form runs kernel by kernel and the second one is captured.
+
+Shape letters: T tokens, S places of decode rows, C places of chunks, G segments (S, C, then one of the tokens that are
+left over and one without tokens), N = S + C places that draw, P tiles.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from penstock.core.executor import ModelFacts
+from penstock.core.plan import Chunk, Plan
+from penstock.ops.batch import Placement
+from penstock.runtime.graphs import Drawing, Model, SharedRooms, Tape, draw_on_device
+from penstock.runtime.layout import Layout, OnDevice
+from penstock.runtime.readback import KERNEL_BY_KERNEL
+from penstock.runtime.rows import Rows
+from penstock.runtime.sharing import ByState
+from penstock.runtime.transfer import Ints, send
+
+log = logging.getLogger(__name__)
+MOST_TOKENS = 2048
+MOST_CHUNKS = 16
+MOST_GRAPHS = 256  # those that were used last are kept
+TOKENS = (16, 32, 64, 96, 128, 192, 256, *range(384, MOST_TOKENS + 1, 128))
+DECODE_ROWS = (0, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """Steps of one form are one graph."""
+
+    tokens: int
+    decode_rows: int
+    drawing: Drawing
+    is_shared: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Captured:
+    """logits: for a draw outside of the graph; overwritten by the next replay of any graph."""
+
+    graph: torch.cuda.CUDAGraph
+    logits_NV: Tensor | None
+
+
+class _Room:
+    """Where graphs of so many tokens and decode rows read what is in a step, and what those rows share."""
+
+    def __init__(self, rows: Rows, n_tokens: int, n_decode: int, tile_tokens: int, scratch_row: int, longest: int):
+        self._device = rows.device
+        self._tables = rows.tables
+        self._scratch_row = scratch_row
+        self._tile_tokens = tile_tokens
+        self.n_tokens, self.n_decode = n_tokens, n_decode
+        n_segments, n_drawing = n_decode + MOST_CHUNKS + 2, n_decode + MOST_CHUNKS
+        n_tiles = n_tokens // tile_tokens + MOST_CHUNKS
+        self._wide = [n_tokens, n_tokens, n_tokens, n_segments, n_segments, n_drawing, n_drawing, n_drawing]
+        self._narrow = [n_segments + 1, n_decode, n_tiles, n_tiles]
+        self._n_narrow = -(-sum(self._narrow) // 2)  # two of 32 bits in one of 64
+        self._packed = torch.zeros(sum(self._wide) + self._n_narrow, dtype=torch.int64, device=rows.device)
+        wide, narrow = self._packed[: -self._n_narrow], self._packed[-self._n_narrow :].view(torch.int32)
+        rows_T, offsets_T, self.ids_T, rows_G, lens_G, self.rows_N, self.last_N, self.tokens_N = torch.split(
+            wide, self._wide
+        )
+        q_starts, singles_S, tile_segments_P, tile_firsts_P = torch.split(narrow[: sum(self._narrow)], self._narrow)
+        self.rows_T = rows_T
+        on_device = OnDevice(
+            rows_S=rows_G, lens_S=lens_G, q_starts=q_starts, rows_T=rows_T, offsets_T=offsets_T,
+            placement=Placement(
+                singles_S=singles_S, tile_segments_P=tile_segments_P, tile_firsts_P=tile_firsts_P,
+                tile_tokens=tile_tokens,
+            ),
+        )  # fmt: skip
+        lens_host_G = np.array([1] * n_decode + [n_tokens] * (MOST_CHUNKS + 2), np.int64)
+        self.layout = Layout(np.full(n_segments, scratch_row, np.int64), lens_host_G, rows.device, on_device)
+        self.starts_host_G = np.maximum(longest - lens_host_G, 0)
+        self._runs: SharedRooms | None = None
+
+    @property
+    def shared(self) -> ByState:
+        """What decode rows share, as a captured step reads it."""
+        assert self._runs is not None, "nothing is shared before `hold`"
+        return self._runs.shared
+
+    def hold(self, shared: ByState) -> None:
+        """Fill in what decode rows share."""
+        if self._runs is None:
+            self._runs = SharedRooms(self._tables, self.n_decode)
+        self._runs.hold(shared)
+
+    def fill(self, plan: Plan, ids: Ints) -> None:
+        """Hold this step. ids: of the tokens of all chunks."""
+        wide = np.zeros(sum(self._wide), np.int64)
+        narrow = np.zeros(2 * self._n_narrow, np.int32)
+        rows_T, offsets_T, ids_T, rows_G, lens_G, rows_N, last_N, tokens_N = np.split(wide, np.cumsum(self._wide[:-1]))
+        q_starts, singles_S, tile_segments_P, tile_firsts_P, _ = np.split(narrow, np.cumsum(self._narrow))
+        n_decode, n_chunks = plan.decode.tokens, len(plan.chunks)
+        chunk_rows = np.array([chunk.row for chunk in plan.chunks], np.int64)
+        chunk_lens = np.array([chunk.tokens for chunk in plan.chunks], np.int64)
+        n_used = n_decode + int(chunk_lens.sum())
+        assert n_used < self.n_tokens, f"{n_used} tokens and one more do not go into {self.n_tokens}"
+        assert n_chunks <= MOST_CHUNKS, f"{n_chunks} chunks in a step for {MOST_CHUNKS}"
+        of_chunks = slice(self.n_decode, self.n_decode + n_chunks)
+        nobody, no_segment = self.n_tokens - 1, len(rows_G) - 1
+
+        rows_T[:] = self._scratch_row
+        rows_T[:n_decode] = plan.decode.rows
+        rows_T[n_decode:n_used] = np.repeat(chunk_rows, chunk_lens)
+        chunk_starts = np.cumsum(chunk_lens) - chunk_lens
+        offsets_T[n_decode:n_used] = np.arange(n_used - n_decode) - np.repeat(chunk_starts, chunk_lens)
+        ids_T[:n_decode] = -1
+        ids_T[n_decode:n_used] = ids
+
+        rows_G[:] = self._scratch_row
+        rows_G[:n_decode], rows_G[of_chunks] = plan.decode.rows, chunk_rows
+        lens_G[:n_decode], lens_G[of_chunks] = 1, chunk_lens
+        q_starts[1:] = np.cumsum(lens_G)
+        q_starts[-2:] = nobody
+        singles_S[:] = no_segment
+        singles_S[:n_decode] = np.arange(n_decode)
+        tile_segments_P[:] = no_segment
+        tiles = [
+            (first, self.n_decode + c) for c, n in enumerate(chunk_lens) for first in range(0, n, self._tile_tokens)
+        ]
+        tiles.sort(reverse=True)  # those with the longest reach come first
+        tile_firsts_P[: len(tiles)], tile_segments_P[: len(tiles)] = np.array(tiles, np.int32).T
+
+        drawing = np.array(plan.sampling_chunks, np.int64)
+        n_drawing = n_decode + len(drawing)
+        rows_N[:], last_N[:] = self._scratch_row, nobody
+        rows_N[:n_decode], rows_N[n_decode:n_drawing] = plan.decode.rows, chunk_rows[drawing]
+        last_N[:n_decode] = np.arange(n_decode)
+        last_N[n_decode:n_drawing] = n_decode + chunk_starts[drawing] + chunk_lens[drawing] - 1
+        tokens_N[:n_decode], tokens_N[n_decode:n_drawing] = 1, chunk_lens[drawing]
+        packed = np.concatenate((wide, narrow.view(np.int64)))
+        self._packed.copy_(send(packed, self._device), non_blocking=True)
+
+
+class MixedGraphs:
+    """Runs steps with prompts that are small enough. scratch_row: as for `DecodeGraphs`."""
+
+    def __init__(
+        self, model: Model, facts: ModelFacts, rows: Rows, scratch_row: int, tile_tokens: int, tape: Tape
+    ) -> None:
+        self._model = model
+        self._n_layers = facts.n_layers
+        self._longest_tokens = facts.max_model_tokens
+        self._rows = rows
+        self._scratch_row = scratch_row
+        self._tile_tokens = tile_tokens
+        self._tape = tape
+        self._decode_rows = (*(size for size in DECODE_ROWS if size < scratch_row), scratch_row)
+        self._rooms: dict[tuple[int, int], _Room] = {}
+        self._graphs: OrderedDict[_Form, _Captured] = OrderedDict()
+        self._seen: set[_Form] = set()
+        self._ids_N = torch.zeros(scratch_row + MOST_CHUNKS, dtype=torch.int64, device=rows.device)
+        self.how = KERNEL_BY_KERNEL  # of the last step
+
+    def can_run(self, plan: Plan) -> bool:
+        """Whether the step is one of these: chunks through all layers, not too many of them, nor of tokens."""
+        if not plan.chunks or len(plan.chunks) > MOST_CHUNKS or self._size(plan) is None:
+            return False
+        return all(chunk.first_layer == 0 and self._ends_last(chunk) for chunk in plan.chunks)
+
+    def _ends_last(self, chunk: Chunk) -> bool:
+        return chunk.stop_layer is None or chunk.stop_layer == self._n_layers
+
+    def _size(self, plan: Plan) -> tuple[int, int] | None:
+        """(tokens, decode rows) that the step has room in; None: in none."""
+        n_decode = next(size for size in self._decode_rows if size >= plan.decode.tokens)
+        least = max(plan.tokens + 1, n_decode)
+        n_tokens = next((size for size in TOKENS if size >= least), None)
+        return None if n_tokens is None else (n_tokens, n_decode)
+
+    def run(self, plan: Plan, ids: Ints, drawing: Drawing, shared: ByState) -> Tensor:
+        """One step: new tokens of the decode rows and then of the chunks that draw, int64; or their logits if they draw
+        outside. Good until the next step. ids: of the tokens of all chunks. shared: by the decode rows; (): nothing.
+        """
+        size = self._size(plan)
+        assert size is not None, "ask `can_run` first"
+        form = _Form(*size, drawing, bool(shared))
+        if size not in self._rooms:
+            place = self._tile_tokens, self._scratch_row, self._longest_tokens
+            self._rooms[size] = _Room(self._rows, *size, *place)
+        room = self._rooms[size]
+        if shared:
+            room.hold(shared)
+        if self._tape.is_on and form in self._seen and form not in self._graphs:
+            self._capture(room, form)
+        room.fill(plan, ids)
+        if form in self._graphs:
+            captured = self._graphs[form]
+            self._graphs.move_to_end(form)
+            captured.graph.replay()
+            self.how = f"graph of {form.tokens} tokens, {form.decode_rows} rows, {drawing.value}"
+            logits_NV = captured.logits_NV
+        else:
+            self._seen.add(form)
+            self.how = KERNEL_BY_KERNEL
+            logits_NV = self._body(room, form)
+        n_drawing = plan.decode.tokens + len(plan.sampling_chunks)
+        return (self._ids_N if logits_NV is None else logits_NV)[:n_drawing]
+
+    def _capture(self, room: _Room, form: _Form) -> None:
+        graph, logits_NV = self._tape.record(lambda: self._body(room, form))
+        self._graphs[form] = _Captured(graph, logits_NV)
+        log.debug("captured a step with prompts: %s", form)
+        if len(self._graphs) > MOST_GRAPHS:
+            self._graphs.popitem(last=False)
+
+    def _body(self, room: _Room, form: _Form) -> Tensor | None:
+        """The step that `room` holds, whole, or up to the logits, which it returns then."""
+        rows = self._rows
+        last_T = rows.last_R.index_select(0, room.rows_T)
+        x_TD = self._model.embed(torch.where(room.ids_T < 0, last_T, room.ids_T))
+        batches = room.layout.batches(rows, room.starts_host_G, room.shared if form.is_shared else ())
+        x_ND = self._model.walk(x_TD, batches).index_select(0, room.last_N)
+        logits_NV = self._model.logits(x_ND)
+        if form.drawing is Drawing.OUTSIDE:
+            return logits_NV
+        positions_N = rows.positions_R.index_select(0, room.rows_N) + room.tokens_N
+        ids_N = draw_on_device(rows, logits_NV, room.rows_N, positions_N, form.drawing)
+        rows.positions_R.index_copy_(0, room.rows_N, positions_N)
+        rows.last_R.index_copy_(0, room.rows_N, ids_N)
+        self._ids_N[: len(ids_N)].copy_(ids_N)
+        return None
