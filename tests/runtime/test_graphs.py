@@ -78,14 +78,14 @@ def test_captured_steps_draw_what_their_kernels_draw_one_by_one(dtype, tmp_path)
     for is_capturing in (True, False):
         options = {"dtype": dtype, "device": "cuda", "load_format": "dummy", "max_rows": 9, "block_tokens": 4}
         executor = build_executor(tmp_path, kv_memory_bytes=2**24, **options)
-        graphs = executor._step._graphs
-        executor._step.tape.is_on = is_capturing
+        step = executor._step
+        step.tape.is_on = is_capturing
         rng = Random(7)
         jobs = jobs_of_many_kinds(rng, 30)
         run_jobs(executor, jobs, rng)
         found.append([job.outputs for job in jobs])
+        assert bool(step._graphs._graphs) is bool(step._mixed._graphs) is is_capturing
         executor.close()
-        assert bool(graphs._graphs) is is_capturing
     assert found[0] == found[1]
 
 
@@ -204,12 +204,12 @@ def test_captured_steps_with_shared_runs_draw_what_their_kernels_draw_one_by_one
     for is_capturing in (True, False):
         options = {"dtype": dtype, "device": "cuda", "load_format": "dummy", "max_rows": 9, "block_tokens": 4}
         executor = build_executor(tmp_path, kv_memory_bytes=2**24, shared_prefix_attention="on", **options)
-        graphs = executor._step._graphs
         executor._step.tape.is_on = is_capturing
         rng = Random(5)
         jobs = forked_jobs(rng, 60)
         run_jobs(executor, jobs, rng)
         found.append([job.outputs for job in jobs])
-        assert any(form.is_shared for form in graphs._graphs) is is_capturing
+        captured = [*executor._step._graphs._graphs, *executor._step._mixed._graphs]
+        assert any(form.is_shared for form in captured) is is_capturing
         executor.close()
     assert found[0] == found[1]

@@ -70,9 +70,9 @@ PIECE_MEMBERS = 32
 class Placement:
     """Which segments have one token and how the others are cut into tiles, where the host says it in a buffer.
 
-    For steps that are captured, and serve batches that are not known yet. All are int32. singles_S: segments of one
-    token. tile_segments_P, tile_firsts_P: a segment, and the first of its tokens in a tile of `tile_tokens`. What is
-    not needed names the last segment, which has no token and no key; it begins at the last token, which is nobody's.
+    For steps that are captured, and serve batches that are not known yet. All are int32; -1 where nothing is needed.
+    singles_S: segments of one token. tile_segments_P, tile_firsts_P: a segment, and the first of its tokens in a tile
+    of `tile_tokens`.
     """
 
     singles_S: Tensor

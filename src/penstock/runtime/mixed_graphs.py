@@ -8,12 +8,12 @@ What differs from step to step comes in one buffer of integers: of each token it
 id (of a decode row's: -1, it stands on the device), which segments have one token, the tiles of the others, and who
 draws. A graph has room for so many tokens and so many decode rows (`_Form`), and for `MOST_CHUNKS` chunks. Tokens that
 are left over belong to the scratch row and to no segment: they go through the layers and write to the scratch block,
-and nobody reads what becomes of them. There is at least one: places of segments that are left over point there.
+and nobody reads what becomes of them.
 
 As with decode steps, the first step of a form runs kernel by kernel and the second one is captured.
 
-Shape letters: T tokens, S places of decode rows, C places of chunks, G segments (S, C, then one of the tokens that are
-left over and one without tokens), N = S + C places that draw, P tiles.
+Shape letters: T tokens, S places of decode rows, C places of chunks, G = S + C segments, N as many places that draw,
+P tiles.
 """
 
 from __future__ import annotations
@@ -37,10 +37,11 @@ from penstock.runtime.sharing import ByState
 from penstock.runtime.transfer import Ints, send
 
 log = logging.getLogger(__name__)
-MOST_TOKENS = 2048
+MOST_TOKENS, MOST_TOKENS_SMALL = 2048, 4096
+SMALL_LAYER_BYTES = 100 * 2**20  # of weights: with 4,096 tokens, too, the device is done with it before the host
 MOST_CHUNKS = 16
 MOST_GRAPHS = 256  # those that were used last are kept
-TOKENS = (16, 32, 64, 96, 128, 192, 256, *range(384, MOST_TOKENS + 1, 128))
+TOKENS = (16, 32, 64, 96, *range(128, 512, 64), *range(512, 2048, 128), *range(2048, MOST_TOKENS_SMALL + 1, 256))
 DECODE_ROWS = (0, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
 
@@ -71,7 +72,7 @@ class _Room:
         self._scratch_row = scratch_row
         self._tile_tokens = tile_tokens
         self.n_tokens, self.n_decode = n_tokens, n_decode
-        n_segments, n_drawing = n_decode + MOST_CHUNKS + 2, n_decode + MOST_CHUNKS
+        n_segments = n_drawing = n_decode + MOST_CHUNKS
         n_tiles = n_tokens // tile_tokens + MOST_CHUNKS
         self._wide = [n_tokens, n_tokens, n_tokens, n_segments, n_segments, n_drawing, n_drawing, n_drawing]
         self._narrow = [n_segments + 1, n_decode, n_tiles, n_tiles]
@@ -90,7 +91,7 @@ class _Room:
                 tile_tokens=tile_tokens,
             ),
         )  # fmt: skip
-        lens_host_G = np.array([1] * n_decode + [n_tokens] * (MOST_CHUNKS + 2), np.int64)
+        lens_host_G = np.array([1] * n_decode + [n_tokens] * MOST_CHUNKS, np.int64)
         self.layout = Layout(np.full(n_segments, scratch_row, np.int64), lens_host_G, rows.device, on_device)
         self.starts_host_G = np.maximum(longest - lens_host_G, 0)
         self._runs: SharedRooms | None = None
@@ -117,10 +118,9 @@ class _Room:
         chunk_rows = np.array([chunk.row for chunk in plan.chunks], np.int64)
         chunk_lens = np.array([chunk.tokens for chunk in plan.chunks], np.int64)
         n_used = n_decode + int(chunk_lens.sum())
-        assert n_used < self.n_tokens, f"{n_used} tokens and one more do not go into {self.n_tokens}"
+        assert n_used <= self.n_tokens, f"{n_used} tokens do not go into {self.n_tokens}"
         assert n_chunks <= MOST_CHUNKS, f"{n_chunks} chunks in a step for {MOST_CHUNKS}"
         of_chunks = slice(self.n_decode, self.n_decode + n_chunks)
-        nobody, no_segment = self.n_tokens - 1, len(rows_G) - 1
 
         rows_T[:] = self._scratch_row
         rows_T[:n_decode] = plan.decode.rows
@@ -134,10 +134,8 @@ class _Room:
         rows_G[:n_decode], rows_G[of_chunks] = plan.decode.rows, chunk_rows
         lens_G[:n_decode], lens_G[of_chunks] = 1, chunk_lens
         q_starts[1:] = np.cumsum(lens_G)
-        q_starts[-2:] = nobody
-        singles_S[:] = no_segment
+        singles_S[:] = tile_segments_P[:] = -1
         singles_S[:n_decode] = np.arange(n_decode)
-        tile_segments_P[:] = no_segment
         tiles = [
             (first, self.n_decode + c) for c, n in enumerate(chunk_lens) for first in range(0, n, self._tile_tokens)
         ]
@@ -146,7 +144,7 @@ class _Room:
 
         drawing = np.array(plan.sampling_chunks, np.int64)
         n_drawing = n_decode + len(drawing)
-        rows_N[:], last_N[:] = self._scratch_row, nobody
+        rows_N[:] = self._scratch_row
         rows_N[:n_decode], rows_N[n_decode:n_drawing] = plan.decode.rows, chunk_rows[drawing]
         last_N[:n_decode] = np.arange(n_decode)
         last_N[n_decode:n_drawing] = n_decode + chunk_starts[drawing] + chunk_lens[drawing] - 1
@@ -168,6 +166,8 @@ class MixedGraphs:
         self._scratch_row = scratch_row
         self._tile_tokens = tile_tokens
         self._tape = tape
+        is_small = facts.weight_bytes <= SMALL_LAYER_BYTES * facts.n_layers
+        self._tokens = [size for size in TOKENS if size <= (MOST_TOKENS_SMALL if is_small else MOST_TOKENS)]
         self._decode_rows = (*(size for size in DECODE_ROWS if size < scratch_row), scratch_row)
         self._rooms: dict[tuple[int, int], _Room] = {}
         self._graphs: OrderedDict[_Form, _Captured] = OrderedDict()
@@ -187,8 +187,8 @@ class MixedGraphs:
     def _size(self, plan: Plan) -> tuple[int, int] | None:
         """(tokens, decode rows) that the step has room in; None: in none."""
         n_decode = next(size for size in self._decode_rows if size >= plan.decode.tokens)
-        least = max(plan.tokens + 1, n_decode)
-        n_tokens = next((size for size in TOKENS if size >= least), None)
+        least = max(plan.tokens, n_decode)
+        n_tokens = next((size for size in self._tokens if size >= least), None)
         return None if n_tokens is None else (n_tokens, n_decode)
 
     def run(self, plan: Plan, ids: Ints, drawing: Drawing, shared: ByState) -> Tensor:

@@ -60,9 +60,10 @@ def paged_attention(
     if layout.n_tiles:
         shape.run_tiles(layout, out_THD, lse_TH)
     for s in layout.whole:
-        tokens = slice(batch.q_starts_host[s], batch.q_starts_host[s + 1])
+        first, stop = batch.q_starts_host[s : s + 2]
         blocks = batch.tables_SB[s, : triton.cdiv(batch.kv_lens_host[s], batch.block_tokens)]
-        out_THD[tokens], lse_TH[tokens] = whole_prompts.attend(q_THD[tokens], kv, blocks, scale)
+        found = whole_prompts.attend(q_THD, first, stop - first, kv, blocks, scale)
+        out_THD[first:stop], lse_TH[first:stop] = found
     return out_THD, lse_TH
 
 

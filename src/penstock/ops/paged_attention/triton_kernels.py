@@ -90,6 +90,8 @@ def one_token_segments(
     segment = index
     if segments is not None:
         segment = tl.load(segments + index)
+        if segment < 0:
+            return
     token = tl.load(q_starts + segment).to(tl.int64)
     start, stop = part_of(tl.load(kv_lens + segment).to(tl.int32), part, window, has_window, N_PARTS, LEAST_KEYS)
     at_G = tl.arange(0, BLOCK_G)
@@ -154,6 +156,8 @@ def join_parts(
     segment = index
     if segments is not None:
         segment = tl.load(segments + index)
+        if segment < 0:
+            return
     token = tl.load(q_starts + segment).to(tl.int64)
     kv_len = tl.load(kv_lens + segment).to(tl.int32)
     at_D = tl.arange(0, BLOCK_D)
@@ -268,6 +272,8 @@ def long_segments(
     tile = tl.program_id(1)
     kv_head = head // (HEADS // KV_HEADS)
     segment = tl.load(tile_segments + tile)
+    if segment < 0:
+        return
     first = tl.load(tile_firsts + tile)
     q_start = tl.load(q_starts + segment).to(tl.int32)
     q_len = tl.load(q_starts + segment + 1).to(tl.int32) - q_start

@@ -35,17 +35,25 @@ def can_serve(q_THD: Tensor, kv: Tensor, window_tokens: int | None, soft_cap: fl
     )
 
 
-def attend(q_NHD: Tensor, kv: Tensor, blocks: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """(out_NHD, lse_NH) of a prompt whose keys lie in `blocks`, and no others before them."""
-    n_tokens = len(q_NHD)
-    padding = -n_tokens % STEP_TOKENS
-    keys = kv.index_select(1, blocks).flatten(1, 2)[:, :n_tokens]
-    if padding:
-        keys = F.pad(keys, (0, 0, 0, 0, 0, padding))
-        q_NHD = F.pad(q_NHD, (0, 0, 0, 0, 0, padding))
-    q_1HPD = q_NHD.transpose(0, 1).unsqueeze(0)
-    k_1KPD, v_1KPD = keys.transpose(1, 2).unsqueeze(1)
+def attend(q_THD: Tensor, first: int, n_tokens: int, kv: Tensor, blocks: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """(out_NHD, lse_NH) of tokens [first, first + n_tokens) of the step, a prompt whose keys lie in `blocks`, and no
+    others before them.
+    """
+    n_padded = -(-n_tokens // STEP_TOKENS) * STEP_TOKENS
+    q_PHD = q_THD[first : first + n_padded]  # whose tokens are added does not matter
+    if len(q_PHD) < n_padded:
+        q_PHD = F.pad(q_PHD, (0, 0, 0, 0, 0, n_padded - len(q_PHD)))
+    block_tokens = kv.shape[2]
+    missing = -(-n_padded // block_tokens) - len(blocks)
+    if missing > 0:  # numbers, at least: what an empty block holds could be none
+        blocks = torch.cat((blocks, blocks[:1].expand(missing)))
+    k_1KPD, v_1KPD = (_gathered(plane, blocks)[:n_padded].transpose(0, 1).unsqueeze(0) for plane in kv)
     out_1HPD, lse_1HP, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(
-        q_1HPD, k_1KPD, v_1KPD, None, True, 0.0, True, False, scale=scale
+        q_PHD.transpose(0, 1).unsqueeze(0), k_1KPD, v_1KPD, None, True, 0.0, True, False, scale=scale
     )
     return out_1HPD[0].transpose(0, 1)[:n_tokens], lse_1HP.view(len(out_1HPD[0]), -1).T[:n_tokens]
+
+
+def _gathered(plane: Tensor, blocks: Tensor) -> Tensor:
+    """Keys or values of some blocks, one after the other. Rows of a matrix: torch copies those at full speed."""
+    return plane.flatten(1).index_select(0, blocks).view(-1, *plane.shape[2:])
