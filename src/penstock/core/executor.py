@@ -166,6 +166,15 @@ class Executor(Protocol):
         ...
 
 
+@runtime_checkable
+class Preparing(Protocol):
+    """An executor that can get ready for later steps while there is nothing to do."""
+
+    def prepare(self) -> bool:
+        """Do a little of it, some tens of milliseconds at most, with no plan out; whether there is more to do."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Foresight:
     """What comes of planning a decode group so many times more, collecting a result after each plan as ever.

@@ -16,7 +16,7 @@ import numpy as np
 from penstock.cache.host import HostTier
 from penstock.cache.memory import Memory, build_groups
 from penstock.core.clock import Clock, MonotonicClock
-from penstock.core.executor import Executor, Foreseeing, Foresight, Ticket
+from penstock.core.executor import Executor, Foreseeing, Foresight, Preparing, Ticket
 from penstock.core.plan import Leap, Plan
 from penstock.core.request import Request
 from penstock.core.sequence import FinishReason
@@ -96,6 +96,11 @@ class Engine:
         if self.log is not None:
             self.log.turn += 1
         return self.take_updates()
+
+    def prepare(self) -> bool:
+        """With no work: let the executor get ready for some, a little at a time; whether there is more of that."""
+        assert not self.has_work, "there is work to do first"
+        return isinstance(self._executor, Preparing) and self._executor.prepare()
 
     def steps_one_by_one(self) -> None:
         """Never leap, whatever the executor foresees: to compare, and to look at every step."""

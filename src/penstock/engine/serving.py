@@ -70,14 +70,19 @@ def serve_engine(engine: Engine, link: EngineEnd) -> None:
 
 def _serve(engine: Engine, link: EngineEnd, heart: Heart) -> None:
     counted_s = 0.0
+    can_prepare = True
     while True:
-        wait_s = 0.0 if engine.has_work else IDLE_WAIT_S
+        wait_s = 0.0 if engine.has_work or can_prepare else IDLE_WAIT_S
         for command in link.receive(STALLED_WAIT_S if engine.is_stalled else wait_s):
             if isinstance(command, Shutdown):
                 return
             _obey(engine, link, command)
         now_s = heart.step_began_s = time.monotonic()
-        updates = engine.step() if engine.has_work else engine.take_updates()
+        if engine.has_work:
+            updates, can_prepare = engine.step(), True
+        else:
+            updates = engine.take_updates()
+            can_prepare = not updates and can_prepare and engine.prepare()
         heart.step_began_s = None
         if updates:
             link.send(Updates(updates))

@@ -143,6 +143,14 @@ class TorchExecutor:
             self._spans.tell(readback.watch, readback.how)
         return result
 
+    def prepare(self) -> bool:
+        """Capture one of the steps that may come; whether there are more (`core.executor.Preparing`)."""
+        assert not self._submitted, "a plan is out: its rows are not to be touched"
+        if self._died_of is not None:
+            return False
+        with torch.inference_mode():
+            return self._step.prepare()
+
     def tell_spans(self, to: Callable[[DeviceSpan], None]) -> None:
         """From now on tell with each result when the device worked on it. Waits for what is queued on the device."""
         self._spans = Spans(self._device, to)

@@ -7,7 +7,8 @@ bucket; what a smaller batch leaves is filled with the scratch row, which has a 
 at position 0.
 
 Graphs are captured when they are first needed: a bucket's first step runs kernel by kernel (and compiles what is new),
-its second one is captured. So the start does not wait for them, and sizes that never occur cost nothing.
+its second one is captured. So the start does not wait for them. While there is nothing to do, those that may be needed
+are captured one after the other (`prepare`), so that a server that stood idle for some seconds has them.
 
 Rows that share prefixes make a step of another form, with a graph of its own per bucket. Which runs there are stands in
 buffers with room for any (`Capacity.for_any`), filled anew when members join or leave; own lengths follow on the
@@ -44,6 +45,7 @@ from penstock.runtime.sharing import ByState, Shared
 from penstock.runtime.transfer import Ints, send
 
 log = logging.getLogger(__name__)
+LEAST_FREE_BYTES = 2**30  # of the device: with less, nothing is captured that could be done without
 BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512)
 
 
@@ -176,6 +178,11 @@ class Tape:
         self._pool = torch.cuda.graph_pool_handle()
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
+    @property
+    def has_room(self) -> bool:
+        """Whether more may be recorded: graphs take memory that other work could need."""
+        return self.is_on and torch.cuda.mem_get_info(self._device)[0] >= LEAST_FREE_BYTES
+
     def record(self, body: Callable[[], Tensor | None]) -> tuple[torch.cuda.CUDAGraph, Tensor | None]:
         """(the graph, what the body returned, filled whenever the graph runs). Nothing of it is done yet."""
         current = torch.cuda.current_stream(self._device)
@@ -204,6 +211,7 @@ class DecodeGraphs:
         self._buckets: dict[int, _Bucket] = {}
         self._graphs: dict[_Form, _Captured] = {}
         self.how = KERNEL_BY_KERNEL  # of the last step
+        self._drawings = {Drawing.PLAIN: None}  # in the order in which they were met; the usual one is expected
         self._seen: set[_Form] = set()
         self._ids_S = torch.zeros(scratch_row, dtype=torch.int64, device=rows.device)
 
@@ -216,8 +224,9 @@ class DecodeGraphs:
         bucket = self._bucket(size)
         if shared:
             self._hold(bucket, shared)
+        self._drawings[drawing] = None
         key = _Form(size, drawing, bool(shared))
-        if self._tape.is_on and key in self._seen and key not in self._graphs:
+        if key in self._seen and key not in self._graphs and self._tape.is_on:
             self._graphs[key] = self._capture(bucket, key)
         if bucket.holds != (group.version, group.rows):
             bucket.layout.rows_S.copy_(send(self._filled(size, group.rows), self._rows.device), non_blocking=True)
@@ -232,6 +241,19 @@ class DecodeGraphs:
             self.how = KERNEL_BY_KERNEL
             logits_SV = self._body(bucket, key)
         return (self._ids_S if logits_SV is None else logits_SV)[: group.tokens]
+
+    def prepare(self) -> bool:
+        """Capture one form that was not met yet, if there is one: rows share nothing, and draw as others did so far."""
+        forms = (_Form(size, drawing, False) for drawing in self._drawings for size in self.sizes)
+        form = next((form for form in forms if form not in self._graphs), None)
+        if form is None:
+            return False
+        bucket = self._bucket(form.size)
+        bucket.layout.rows_S.fill_(self._scratch_row)
+        bucket.holds = None
+        self._body(bucket, form)
+        self._graphs[form] = self._capture(bucket, form)
+        return True
 
     def _bucket(self, size: int) -> _Bucket:
         if size not in self._buckets:

@@ -10,7 +10,8 @@ draws. A graph has room for so many tokens and so many decode rows (`_Form`), an
 are left over belong to the scratch row and to no segment: they go through the layers and write to the scratch block,
 and nobody reads what becomes of them.
 
-As with decode steps, the first step of a form runs kernel by kernel and the second one is captured.
+As with decode steps, the first step of a form runs kernel by kernel and the second one is captured; while there is
+nothing to do, forms are captured that were not met yet (`prepare`).
 
 Shape letters: T tokens, S places of decode rows, C places of chunks, G = S + C segments, N as many places that draw,
 P tiles.
@@ -40,7 +41,8 @@ log = logging.getLogger(__name__)
 MOST_TOKENS, MOST_TOKENS_SMALL = 2048, 4096
 SMALL_LAYER_BYTES = 100 * 2**20  # of weights: with 4,096 tokens, too, the device is done with it before the host
 MOST_CHUNKS = 16
-MOST_GRAPHS = 256  # those that were used last are kept
+MOST_GRAPHS = 384  # those that were used last are kept
+MOST_PREPARED_ROWS = 256  # more come seldom
 TOKENS = (16, 32, 64, 96, *range(128, 512, 64), *range(512, 2048, 128), *range(2048, MOST_TOKENS_SMALL + 1, 256))
 DECODE_ROWS = (0, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
@@ -108,6 +110,10 @@ class _Room:
             self._runs = SharedRooms(self._tables, self.n_decode)
         self._runs.hold(shared)
 
+    def empty(self) -> None:
+        """Hold a step of nobody: all tokens are left over."""
+        self.fill(Plan(), np.empty(0, np.int64))
+
     def fill(self, plan: Plan, ids: Ints) -> None:
         """Hold this step. ids: of the tokens of all chunks."""
         wide = np.zeros(sum(self._wide), np.int64)
@@ -140,7 +146,7 @@ class _Room:
             (first, self.n_decode + c) for c, n in enumerate(chunk_lens) for first in range(0, n, self._tile_tokens)
         ]
         tiles.sort(reverse=True)  # those with the longest reach come first
-        tile_firsts_P[: len(tiles)], tile_segments_P[: len(tiles)] = np.array(tiles, np.int32).T
+        tile_firsts_P[: len(tiles)], tile_segments_P[: len(tiles)] = np.array(tiles, np.int32).reshape(-1, 2).T
 
         drawing = np.array(plan.sampling_chunks, np.int64)
         n_drawing = n_decode + len(drawing)
@@ -172,6 +178,7 @@ class MixedGraphs:
         self._rooms: dict[tuple[int, int], _Room] = {}
         self._graphs: OrderedDict[_Form, _Captured] = OrderedDict()
         self._seen: set[_Form] = set()
+        self._drawings = {Drawing.PLAIN: None}  # in the order in which they were met; the usual one is expected
         self._ids_N = torch.zeros(scratch_row + MOST_CHUNKS, dtype=torch.int64, device=rows.device)
         self.how = KERNEL_BY_KERNEL  # of the last step
 
@@ -198,13 +205,11 @@ class MixedGraphs:
         size = self._size(plan)
         assert size is not None, "ask `can_run` first"
         form = _Form(*size, drawing, bool(shared))
-        if size not in self._rooms:
-            place = self._tile_tokens, self._scratch_row, self._longest_tokens
-            self._rooms[size] = _Room(self._rows, *size, *place)
-        room = self._rooms[size]
+        self._drawings[drawing] = None
+        room = self._room(*size)
         if shared:
             room.hold(shared)
-        if self._tape.is_on and form in self._seen and form not in self._graphs:
+        if form in self._seen and form not in self._graphs and self._tape.has_room:
             self._capture(room, form)
         room.fill(plan, ids)
         if form in self._graphs:
@@ -219,6 +224,31 @@ class MixedGraphs:
             logits_NV = self._body(room, form)
         n_drawing = plan.decode.tokens + len(plan.sampling_chunks)
         return (self._ids_N if logits_NV is None else logits_NV)[:n_drawing]
+
+    def prepare(self) -> bool:
+        """Capture one form that was not met yet and is likely, if there is one; rows share nothing."""
+        forms = (
+            _Form(n_tokens, n_decode, drawing, False)
+            for drawing in self._drawings
+            for n_decode in self._decode_rows
+            for n_tokens in self._tokens
+            if n_decode <= min(n_tokens, MOST_PREPARED_ROWS)
+        )
+        form = next((form for form in forms if form not in self._graphs), None)
+        if form is None or len(self._graphs) >= MOST_GRAPHS:
+            return False
+        room = self._room(form.tokens, form.decode_rows)
+        room.empty()
+        self._body(room, form)
+        self._capture(room, form)
+        return True
+
+    def _room(self, n_tokens: int, n_decode: int) -> _Room:
+        size = n_tokens, n_decode
+        if size not in self._rooms:
+            place = self._tile_tokens, self._scratch_row, self._longest_tokens
+            self._rooms[size] = _Room(self._rows, *size, *place)
+        return self._rooms[size]
 
     def _capture(self, room: _Room, form: _Form) -> None:
         graph, logits_NV = self._tape.record(lambda: self._body(room, form))

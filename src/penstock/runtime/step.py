@@ -133,6 +133,12 @@ class Stepper:
         self._pools, self._graphs, self._mixed, self.tape = (), None, None, None
         self._mover.close()
 
+    def prepare(self) -> bool:
+        """Capture one form of step that was not met yet, on the scratch row; whether there are more to capture."""
+        if self._graphs is None or self.tape is None or not self.tape.has_room:
+            return False
+        return self._graphs.prepare() or (self._mixed is not None and self._mixed.prepare())
+
     def run(self, plan: Plan, known: Sequence[Known]) -> Readback:
         """Carry out one plan. known: the ids of each of `plan.starts`."""
         watch = Stopwatch(self._device)
