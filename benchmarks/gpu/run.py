@@ -187,9 +187,9 @@ def _generate(
 
 
 def _warm_up(engine: Any) -> None:
-    """Batches of every size from 512 rows down to 1, and prompts of some lengths: nothing is compiled later."""
+    """Batches of every size from 512 rows down to 1, prompts alone and beside decoding: little is compiled later."""
     rng = random.Random(0)
-    for n_rows, prompt_tokens in ((512, 20), (2, 4096), (8, 700)):
+    for n_rows, prompt_tokens in ((512, 60), (2, 4096), (64, 500)):
         prompts = [[rng.randrange(10_000) for _ in range(prompt_tokens)] for _ in range(n_rows)]
         _generate(engine, prompts, [2 + index // 2 for index in range(n_rows)])
 

@@ -115,6 +115,8 @@ def measured(
     bench = Bench(executor, sampling)
     found = [bench.measure(point) for point in track(points, "steps", console=console, transient=True)]
     slug, hardware = device_names(device)
+    while executor.prepare():
+        pass  # as a server does that stands idle before its first requests
     return fit(
         [sample for sample in found if sample is not None],
         model=facts.name,
