@@ -15,16 +15,20 @@ from penstock.ops.shared_attention.cases import SHAPES, shared_batch
 from penstock.ops.shared_attention.packing import Capacity, PlacedRun
 
 EVERY = {  # one case in so many; bfloat16 is for the GPU, the interpreter does not multiply it
+    "advance_rows": 1,
     "clamped_swiglu": 1,
+    "draw_parameters": 1,
     "entry_linear": 4,
     "experts": 9,
     "fp8_rows": 2,
     "gated_gelu": 1,
     "gated_silu": 1,
     "paged_attention": 17,
+    "place_segments": 1,
     "quantized_linear": 4,
     "rms_norm": 3,
     "rope_and_store": 4,
+    "rope_angles": 1,
     "route": 2,
     "sample": 9,
     "shared_attention": 5,
