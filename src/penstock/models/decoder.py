@@ -37,6 +37,7 @@ from penstock.ops.quantized_linear import quantized_linear
 from penstock.ops.rms_norm import rms_norm
 from penstock.ops.rope import rope
 from penstock.ops.rope_and_store import rope_and_store
+from penstock.ops.rope_angles import rope_angles
 from penstock.ops.route import route
 from penstock.ops.sample import sample
 from penstock.ops.shared_attention import shared_attention
@@ -47,8 +48,8 @@ from penstock.ops.write_kv import write_kv
 log = logging.getLogger(__name__)
 
 OPS: tuple[Op[..., Any], ...] = (
-    rms_norm, entry_linear, rope, write_kv, rope_and_store, paged_attention, shared_attention, sink_attention, add_sink,
-    *GATED.values(), route, experts, sample,
+    rms_norm, entry_linear, rope_angles, rope, write_kv, rope_and_store, paged_attention, shared_attention,
+    sink_attention, add_sink, *GATED.values(), route, experts, sample,
 )  # fmt: skip
 MOST_CAPTURED_HEAD_DIM = 256  # the paged attention in Triton has no wider heads
 
@@ -81,8 +82,10 @@ class Decoder:
         )
         self._final_norm = Norm(tensors["final_norm"], spec.norm)
         self._head = tensors["embed" if spec.is_tied else "head"]
-        ropes = {layer.attention.rope for layer in spec.layers}
-        self._rotations = {spec: Rotation.of(spec, self.device) for spec in ropes if spec is not None}
+        ropes = [layer.attention.rope for layer in spec.layers]
+        self._ropes = tuple(dict.fromkeys(rope for rope in ropes if rope is not None))
+        self._rope_of = tuple(None if rope is None else self._ropes.index(rope) for rope in ropes)
+        self._rotations = tuple(Rotation.of(rope, self.device) for rope in self._ropes)
         self.kernels = self._kernels()
         log.info("kernels on %s: %s", self.device, ", ".join(f"{op} {file}" for op, file in self.kernels.items()))
 
@@ -171,16 +174,18 @@ class Decoder:
         """
         # once per step, not per layer: nearly always all layers rotate alike
         angles = Angles(
-            tokens=self._rotated(batch.positions_T),
-            sinks={} if batch.sinks is None else self._rotated(batch.sinks.positions_T),
+            tokens=self._rotated(batch.positions_T, first, stop),
+            sinks={} if batch.sinks is None else self._rotated(batch.sinks.positions_T, first, stop),
         )
         change_TD: Tensor | None = None  # what the layer before adds to the stream, not yet added
         for index in range(first, stop):
             x_TD, change_TD = self._layers[index](x_TD, change_TD, batch, kv[index], angles)
         return x_TD if change_TD is None else x_TD + change_TD
 
-    def _rotated(self, positions_T: Tensor) -> Rotated:
-        return {spec: rotation.angles(positions_T) for spec, rotation in self._rotations.items()}
+    def _rotated(self, positions_T: Tensor, first: int, stop: int) -> Rotated:
+        """As layers [first, stop) rotate: where windows and full attention take turns, each has its own frequencies."""
+        found = dict.fromkeys(self._rope_of[first:stop])
+        return {self._ropes[at]: self._rotations[at].angles(positions_T) for at in found if at is not None}
 
     def logits(self, x_ND: Tensor) -> Tensor:
         """Final norm and head: float32 [N, V]."""
@@ -197,7 +202,7 @@ def _ops_of(spec: ModelSpec) -> set[str]:
     names = {rms_norm.name, write_kv.name, paged_attention.name}
     for layer in spec.layers:
         attention, mlp = layer.attention, layer.mlp
-        names |= {rope.name} if attention.rope is not None else set()
+        names |= {rope.name, rope_angles.name} if attention.rope is not None else set()
         names |= {sink_attention.name} if attention.sink_tokens else set()
         names |= {shared_attention.name} if attention.window_tokens is None else set()
         names |= {add_sink.name} if isinstance(attention, AttentionSpec) and attention.has_sinks else set()

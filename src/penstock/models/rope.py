@@ -18,6 +18,7 @@ from penstock.models.spec import (
     RopeSpec,
     YarnScaling,
 )
+from penstock.ops.rope_angles import rope_angles
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,16 +41,8 @@ class Rotation:
         return cls(inv_freq_R.to(device), attention_factor)
 
     def angles(self, positions_T: Tensor) -> tuple[Tensor, Tensor]:
-        """(cos_TR, sin_TR), float32, for `penstock.ops.rope`.
-
-        The angles are float64: a stream goes on for millions of tokens, and in float32 a token at the millionth place
-        would already be turned by some hundredths of a radian too far.
-        """
-        angles_TR = positions_T.unsqueeze(1).double() * self.inv_freq_R
-        cos_TR, sin_TR = angles_TR.cos().float(), angles_TR.sin().float()
-        if self.attention_factor != 1.0:
-            cos_TR, sin_TR = cos_TR * self.attention_factor, sin_TR * self.attention_factor
-        return cos_TR, sin_TR
+        """(cos_TR, sin_TR), float32, for `penstock.ops.rope`."""
+        return rope_angles(positions_T, self.inv_freq_R, self.attention_factor)
 
 
 def _scale(inv_freq_R: Tensor, spec: RopeSpec) -> tuple[Tensor, float]:

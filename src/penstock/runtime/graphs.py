@@ -14,6 +14,10 @@ Rows that share prefixes make a step of another form, with a graph of its own pe
 buffers with room for any (`Capacity.for_any`), filled anew when members join or leave; own lengths follow on the
 device, as ever.
 
+Beside its layers and its head a step is a handful of kernels, for each of them is a few microseconds of a step that
+may take 800: `place_segments` once per state group, the embedding, `rope_angles`, `draw_parameters` and the draw, and
+`advance_rows`. Sinks (StreamingLLM) are the exception: what is read of them is worked out in torch.
+
 What draws is part of the graph, in three forms: argmax, a plain draw, a draw behind filters. Rows that want more of
 their logits (log-probabilities, penalties, biases, allowed ids) end the graph at the logits; the rest is as ever.
 
@@ -33,7 +37,9 @@ import torch
 from torch import Tensor
 
 from penstock.core.plan import DecodeGroup
+from penstock.ops.advance_rows import advance_rows
 from penstock.ops.batch import SegmentBatch
+from penstock.ops.draw_parameters import draw_parameters
 from penstock.ops.sample import sample
 from penstock.ops.shared_attention.packing import Capacity
 from penstock.runtime.cascade import MOST_LEVELS
@@ -213,10 +219,10 @@ class DecodeGraphs:
         self.how = KERNEL_BY_KERNEL  # of the last step
         self._drawings = {Drawing.PLAIN: None}  # in the order in which they were met; the usual one is expected
         self._seen: set[_Form] = set()
-        self._ids_S = torch.zeros(scratch_row, dtype=torch.int64, device=rows.device)
+        self._ids_S = torch.zeros(scratch_row, dtype=torch.int32, device=rows.device)
 
     def run(self, group: DecodeGroup, drawing: Drawing, shared: ByState = ()) -> Tensor:
-        """One step of the group: its new tokens, int64, or its logits if it draws outside; good until the next step.
+        """One step of the group: its new tokens, int32, or its logits if it draws outside; good until the next step.
 
         shared: what the members share; (): nothing.
         """
@@ -282,17 +288,12 @@ class DecodeGraphs:
         size = len(rows_S)
         bounds_host_S = np.full(size, self._longest_tokens - 1, np.int64)
         shared = bucket.runs.shared if form.is_shared and bucket.runs is not None else ()
-        batches = bucket.layout.batches(rows, bounds_host_S, shared)
-        x_SD = self._model.embed(rows.last_R.index_select(0, rows_S))
-        logits_SV = self._model.logits(self._model.walk(x_SD, batches))
+        entries = bucket.layout.entries(rows, bounds_host_S, shared)
+        logits_SV = self._model.logits(self._model.walk(self._model.embed(entries.last_S), entries.batches))
         if form.drawing is Drawing.OUTSIDE:
             return logits_SV
-        positions_S = rows.positions_R.index_select(0, rows_S) + 1
-        ids_S = draw_on_device(rows, logits_SV, rows_S, positions_S, form.drawing)
-        rows.positions_R.index_copy_(0, rows_S, positions_S)
-        rows.positions_R[self._scratch_row].zero_()
-        rows.last_R.index_copy_(0, rows_S, ids_S)
-        self._ids_S[:size].copy_(ids_S)
+        ids_S = draw_on_device(rows, logits_SV, rows_S, entries.ends_S, form.drawing)
+        advance_rows(rows.positions_R, rows.last_R, self._ids_S, rows_S, entries.ends_S, ids_S, self._scratch_row)
         return None
 
 
@@ -300,8 +301,8 @@ def draw_on_device(rows: Rows, logits_SV: Tensor, rows_S: Tensor, positions_S: T
     """The next tokens of these rows, int64, which stand at `positions_S`; nothing is asked of the host."""
     if drawing is Drawing.GREEDY:
         return logits_SV.argmax(dim=-1)
-    reals = rows.reals.dev.index_select(0, rows_S).t().contiguous()
-    ints = rows.ints.dev.index_select(0, rows_S).t().contiguous()
+    of_rows = rows.reals.dev, rows.ints.dev
+    reals, ints, index_S = draw_parameters(rows_S, positions_S, *of_rows, Int.PROMPT_TOKENS)
     is_filtered = drawing is Drawing.FILTERED
     return sample(
         logits_SV,
@@ -310,5 +311,5 @@ def draw_on_device(rows: Rows, logits_SV: Tensor, rows_S: Tensor, positions_S: T
         reals[Real.TOP_P] if is_filtered else None,
         reals[Real.MIN_P] if is_filtered else None,
         ints[Int.SEED],
-        positions_S - ints[Int.PROMPT_TOKENS],
+        index_S,
     )

@@ -33,11 +33,15 @@ from penstock.models.sharding import rank_parameters, spec_of_rank
 from penstock.models.spec import ExpertsSpec, LayerSpec, ModelSpec, Shard
 from penstock.models.streaming import with_sinks
 from penstock.models.weights import resolve_dtype
+from penstock.ops.advance_rows import advance_rows
 from penstock.ops.batch import SegmentBatch, SinkBatch
+from penstock.ops.draw_parameters import draw_parameters
 from penstock.ops.paged_attention.triton import LEAST_PART_KEYS, MOST_PARTS
+from penstock.ops.place_segments import place_segments
 from penstock.ops.sample import sample
 from penstock.ops.sample.narrow import MOST_ROWS as MOST_NARROW_ROWS
 from penstock.runtime.compile_ahead import Job
+from penstock.runtime.rows import Int, Real
 from penstock.runtime.step import HEAD_POSITIONS
 
 META = torch.device("meta")
@@ -221,12 +225,16 @@ class ShapedModel:
         self._decoder.logits(torch.empty((rows, self.spec.hidden_size), dtype=self._decoder.dtype, device=META))
 
     def sample(self, rows: int) -> None:
-        """Draws, without and with filters."""
+        """Draws, without and with filters, and what stands around them in a captured step."""
         logits_NV = torch.empty((rows, self.spec.vocab_size), dtype=torch.float32, device=META)
         reals_N = torch.empty(rows, dtype=torch.float32, device=META)
         ints_N = torch.empty(rows, dtype=torch.int64, device=META)
         sample(logits_NV, reals_N, None, None, None, ints_N, ints_N)
         sample(logits_NV, reals_N, ints_N, reals_N, reals_N, ints_N, ints_N)
+        reals_RC = torch.empty((rows, len(Real)), dtype=torch.float32, device=META)
+        ints_RI = torch.empty((rows, len(Int)), dtype=torch.int64, device=META)
+        draw_parameters(ints_N, ints_N, reals_RC, ints_RI, Int.PROMPT_TOKENS)
+        advance_rows(ints_N, ints_N, ints_N.to(torch.int32), ints_N, ints_N, ints_N, rows)
 
 
 def batch_of(shape: StepShape, state: StateSpec) -> SegmentBatch:
@@ -237,16 +245,21 @@ def batch_of(shape: StepShape, state: StateSpec) -> SegmentBatch:
 
     n_tokens, n_segments = sum(shape.lens), len(shape.lens)
     n_blocks = -(-max(shape.keys) // state.block_tokens)
+    placed = place_segments(
+        ints(n_segments), ints(n_segments), ints(n_segments, n_blocks, dtype=torch.int32), ints(n_segments),
+        ints(n_segments), ints(n_tokens), None if n_tokens == n_segments else ints(n_tokens), None, state.block_tokens,
+        state.window_tokens, n_blocks,
+    )  # fmt: skip
     sinks = None
     if state.sink_tokens:
         seen_TK = torch.empty((n_tokens, state.sink_tokens), dtype=torch.bool, device=META)
         sinks = SinkBatch(slots_TK=ints(n_tokens, state.sink_tokens), is_seen_TK=seen_TK, positions_T=ints(n_tokens))
     return SegmentBatch(
-        positions_T=ints(n_tokens),
-        slots_T=ints(n_tokens),
+        positions_T=placed.positions_T,
+        slots_T=placed.slots_T,
         q_starts=ints(n_segments + 1, dtype=torch.int32),
-        kv_lens=ints(n_segments, dtype=torch.int32),
-        tables_SB=ints(n_segments, n_blocks, dtype=torch.int32),
+        kv_lens=placed.kv_lens_S,
+        tables_SB=placed.tables_SB,
         q_starts_host=tuple(accumulate(shape.lens, initial=0)),
         kv_lens_host=shape.keys,
         block_tokens=state.block_tokens,

@@ -15,11 +15,11 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812, the name that everybody reads
 from torch import Tensor
 
 from penstock.core.executor import StateSpec
 from penstock.ops.batch import Placement, SegmentBatch, SinkBatch
+from penstock.ops.place_segments import Placed, place_segments
 from penstock.runtime.rows import BlockTables, Rows
 from penstock.runtime.sharing import ByState, Shared
 from penstock.runtime.transfer import Ints, send_all
@@ -40,6 +40,17 @@ class OnDevice:
     placement: Placement
 
 
+@dataclass(frozen=True, slots=True)
+class Entries:
+    """What a step starts from. batches: by state group. ends_S: the position behind each segment, where the token
+    stands that it draws. last_S: the token that each segment's row drew last.
+    """
+
+    batches: tuple[SegmentBatch, ...]
+    ends_S: Tensor
+    last_S: Tensor
+
+
 class Layout:
     """Rows side by side, each with some tokens: all that is fixed while the members of a step are the same."""
 
@@ -51,12 +62,12 @@ class Layout:
         self.q_starts_host = np.concatenate(([0], np.cumsum(lens)))
         self.n_tokens = int(self.q_starts_host[-1])
         self._q_starts = tuple(self.q_starts_host.tolist())
-        self._is_decode = on_device is None and self.n_tokens == len(rows)
+        self._offsets_T: Tensor | None = None  # every segment is one token
         if on_device is not None:
             self._q_starts = ()
             self.rows_S, self._lens_S, q_starts = on_device.rows_S, on_device.lens_S, on_device.q_starts
             self._rows_T, self._offsets_T = on_device.rows_T, on_device.offsets_T
-        elif self._is_decode:
+        elif self.n_tokens == len(rows):
             self.rows_S, self._lens_S, q_starts = send_all((rows, lens, self.q_starts_host), device)
             self._rows_T = self.rows_S
         else:
@@ -77,61 +88,57 @@ class Layout:
         starts_host_S: bounds of these, for a batch that is to serve later positions, too; None: as they are.
         shared: by state group, what the first segments share; (): nothing.
         """
-        starts_S = rows.positions_R.index_select(0, self.rows_S)
-        positions_T = rows.positions_R.index_select(0, self._rows_T)
-        if not self._is_decode:
-            positions_T += self._offsets_T
+        return self.entries(rows, starts_host_S, shared).batches
+
+    def entries(self, rows: Rows, starts_host_S: Ints | None = None, shared: ByState = ()) -> Entries:
+        """The same, and what else a step starts from."""
         is_bound = starts_host_S is not None
         if starts_host_S is None:
             starts_host_S = rows.positions_host_R[self.rows_host_S]
-        place = starts_S, positions_T, starts_host_S, is_bound
         by_state = shared or (None,) * len(rows.tables)
-        return tuple(self._batch(tables, some, *place) for tables, some in zip(rows.tables, by_state, strict=True))
+        found = [
+            self._batch(rows, tables, some, starts_host_S, is_bound)
+            for tables, some in zip(rows.tables, by_state, strict=True)
+        ]
+        first, _ = found[0]
+        return Entries(tuple(batch for _, batch in found), first.ends_S, first.last_S)
 
     def _batch(
-        self,
-        tables: BlockTables,
-        shared: Shared | None,
-        starts_S: Tensor,
-        positions_T: Tensor,
-        starts_host_S: Ints,
-        is_bound: bool,
-    ) -> SegmentBatch:
+        self, rows: Rows, tables: BlockTables, shared: Shared | None, starts_host_S: Ints, is_bound: bool
+    ) -> tuple[Placed, SegmentBatch]:
         """starts: position of each segment's first token, on the host perhaps a bound of it."""
-        size, tables_RW = tables.block_tokens, tables.mirror.dev
-        entries_T = self._rows_T * tables.width + positions_T // size
-        slots_T = tables_RW.view(-1).index_select(0, entries_T).to(torch.int64) * size + positions_T % size
+        size, first_F = tables.block_tokens, None
         kv_lens_host_S = starts_host_S + self.lens_host_S
-        kv_lens_S = starts_S + self._lens_S
         if tables.window_tokens is not None:  # from the first block that the segment's first token reads
-            hidden_tokens = tables.window_tokens - 1
-            first_host_S = np.maximum(starts_host_S - hidden_tokens, 0) // size
-            first_S = (starts_S - hidden_tokens).clamp_(min=0) // size
-        elif shared is not None:  # from the first block that the segment reads alone
-            n_others = len(self.rows_host_S) - len(shared.first_host_S)
-            first_host_S = np.pad(shared.first_host_S, (0, n_others))
-            first_S = F.pad(shared.first_S, (0, n_others))
-        else:
-            n_entries = -(-int(kv_lens_host_S.max()) // size)
-            tables_SB = tables_RW[:, :n_entries].index_select(0, self.rows_S)
-        if tables.window_tokens is not None or shared is not None:
-            kv_lens_host_S = kv_lens_host_S - first_host_S * size
-            if is_bound and shared is None:  # an earlier start may lie further behind the beginning of its block
+            kv_lens_host_S -= np.maximum(starts_host_S - (tables.window_tokens - 1), 0) // size * size
+            if is_bound:  # an earlier start may lie further behind the beginning of its block
                 kv_lens_host_S += size - 1
-            kv_lens_S = kv_lens_S - first_S * size
-            columns_B = torch.arange(-(-int(kv_lens_host_S.max()) // size), device=first_S.device)
-            entries_SB = (first_S.unsqueeze(1) + columns_B).clamp_(max=tables.width - 1)
-            tables_SB = tables_RW.view(-1)[self.rows_S.unsqueeze(1) * tables.width + entries_SB]
-        return SegmentBatch(
-            positions_T=positions_T,
-            slots_T=slots_T,
+        elif shared is not None:  # from the first block that the segment reads alone
+            first_F = shared.first_S
+            kv_lens_host_S[: len(shared.first_host_S)] -= shared.first_host_S * size
+        placed = place_segments(
+            rows.positions_R,
+            rows.last_R,
+            tables.mirror.dev,
+            self.rows_S,
+            self._lens_S,
+            self._rows_T,
+            self._offsets_T,
+            first_F,
+            size,
+            tables.window_tokens,
+            -(-int(kv_lens_host_S.max()) // size),
+        )
+        return placed, SegmentBatch(
+            positions_T=placed.positions_T,
+            slots_T=placed.slots_T,
             q_starts=self._q_starts_dev,
-            kv_lens=kv_lens_S.to(torch.int32),
-            tables_SB=tables_SB,
+            kv_lens=placed.kv_lens_S,
+            tables_SB=placed.tables_SB,
             q_starts_host=self._q_starts,
             kv_lens_host=tuple(kv_lens_host_S.tolist()),
             block_tokens=size,
-            sinks=self._sinks(tables, positions_T, starts_host_S),
+            sinks=self._sinks(tables, placed.positions_T, starts_host_S),
             shared=None if shared is None else shared.runs,
             placement=self.placement,
         )

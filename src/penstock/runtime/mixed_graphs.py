@@ -29,6 +29,7 @@ from torch import Tensor
 
 from penstock.core.executor import ModelFacts
 from penstock.core.plan import Chunk, Plan
+from penstock.ops.advance_rows import advance_rows
 from penstock.ops.batch import Placement
 from penstock.runtime.graphs import Drawing, Model, SharedRooms, Tape, draw_on_device
 from penstock.runtime.layout import Layout, OnDevice
@@ -179,7 +180,7 @@ class MixedGraphs:
         self._graphs: OrderedDict[_Form, _Captured] = OrderedDict()
         self._seen: set[_Form] = set()
         self._drawings = {Drawing.PLAIN: None}  # in the order in which they were met; the usual one is expected
-        self._ids_N = torch.zeros(scratch_row + MOST_CHUNKS, dtype=torch.int64, device=rows.device)
+        self._ids_N = torch.zeros(scratch_row + MOST_CHUNKS, dtype=torch.int32, device=rows.device)
         self.how = KERNEL_BY_KERNEL  # of the last step
 
     def can_run(self, plan: Plan) -> bool:
@@ -199,7 +200,7 @@ class MixedGraphs:
         return None if n_tokens is None else (n_tokens, n_decode)
 
     def run(self, plan: Plan, ids: Ints, drawing: Drawing, shared: ByState) -> Tensor:
-        """One step: new tokens of the decode rows and then of the chunks that draw, int64; or their logits if they draw
+        """One step: new tokens of the decode rows and then of the chunks that draw, int32; or their logits if they draw
         outside. Good until the next step. ids: of the tokens of all chunks. shared: by the decode rows; (): nothing.
         """
         size = self._size(plan)
@@ -269,7 +270,6 @@ class MixedGraphs:
             return logits_NV
         positions_N = rows.positions_R.index_select(0, room.rows_N) + room.tokens_N
         ids_N = draw_on_device(rows, logits_NV, room.rows_N, positions_N, form.drawing)
-        rows.positions_R.index_copy_(0, room.rows_N, positions_N)
-        rows.last_R.index_copy_(0, room.rows_N, ids_N)
-        self._ids_N[: len(ids_N)].copy_(ids_N)
+        by_row = rows.positions_R, rows.last_R
+        advance_rows(*by_row, self._ids_N, room.rows_N, positions_N, ids_N, self._scratch_row)
         return None

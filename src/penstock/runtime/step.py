@@ -175,7 +175,7 @@ class Stepper:
         if drawing is Drawing.OUTSIDE:
             return self._draw_alone(group, found)
         self._rows.positions_host_R[members] += 1
-        return Samples(fetch(found.to(torch.int32)), (), None)
+        return Samples(fetch(found), (), None)
 
     def _mixed_by_graph(self, plan: Plan, captured: MixedGraphs) -> Samples | None:
         """A step with chunks of prompts, all of them through all layers."""
@@ -192,7 +192,7 @@ class Stepper:
             positions_N = self._rows.positions_R.index_select(0, draw.members_N) + send(tokens, self._device)
             return self._finish(draw, found, positions_N, tokens)
         self._rows.positions_host_R[rows] += tokens
-        return Samples(fetch(found.to(torch.int32)), (), None)
+        return Samples(fetch(found), (), None)
 
     def _draw_alone(self, group: DecodeGroup, logits_NV: Tensor) -> Samples:
         """Draw for the members of a decode group and remember what was drawn."""
