@@ -20,6 +20,7 @@ log = logging.getLogger("penstock.engine")
 IDLE_WAIT_S = 0.5
 STALLED_WAIT_S = 0.005  # sequences wait, but the policies start none of them now
 BEAT_EVERY_S = 0.25
+SHORT_S, RESTS = 0.25, 10  # behind a longer piece of getting ready, so many times it: who comes seldom waits for one
 
 
 class Heart(threading.Thread):
@@ -70,19 +71,25 @@ def serve_engine(engine: Engine, link: EngineEnd) -> None:
 
 def _serve(engine: Engine, link: EngineEnd, heart: Heart) -> None:
     counted_s = 0.0
-    can_prepare = True
+    can_prepare, rest_s = True, IDLE_WAIT_S
     while True:
-        wait_s = 0.0 if engine.has_work or can_prepare else IDLE_WAIT_S
-        for command in link.receive(STALLED_WAIT_S if engine.is_stalled else wait_s):
+        idle_s = rest_s if can_prepare else IDLE_WAIT_S
+        wait_s = 0.0 if engine.has_work else idle_s
+        commands = link.receive(STALLED_WAIT_S if engine.is_stalled else wait_s)
+        for command in commands:
             if isinstance(command, Shutdown):
                 return
             _obey(engine, link, command)
         now_s = heart.step_began_s = time.monotonic()
         if engine.has_work:
-            updates, can_prepare = engine.step(), True
+            updates = engine.step()
+            can_prepare, rest_s = True, IDLE_WAIT_S
         else:
             updates = engine.take_updates()
-            can_prepare = not updates and can_prepare and engine.prepare()
+            if can_prepare and not commands:
+                can_prepare = engine.prepare()
+                took_s = time.monotonic() - now_s
+                rest_s = 0.0 if took_s < SHORT_S else RESTS * took_s
         heart.step_began_s = None
         if updates:
             link.send(Updates(updates))
