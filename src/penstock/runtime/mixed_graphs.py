@@ -80,8 +80,9 @@ class _Room:
         self._wide = [n_tokens, n_tokens, n_tokens, n_segments, n_segments, n_drawing, n_drawing, n_drawing]
         self._narrow = [n_segments + 1, n_decode, n_tiles, n_tiles]
         self._n_narrow = -(-sum(self._narrow) // 2)  # two of 32 bits in one of 64
-        self._packed = torch.zeros(sum(self._wide) + self._n_narrow, dtype=torch.int64, device=rows.device)
-        wide, narrow = self._packed[: -self._n_narrow], self._packed[-self._n_narrow :].view(torch.int32)
+        # q_starts lie at the beginning of the memory, aligned: kernels are compiled for that
+        self._packed = torch.zeros(self._n_narrow + sum(self._wide), dtype=torch.int64, device=rows.device)
+        narrow, wide = self._packed[: self._n_narrow].view(torch.int32), self._packed[self._n_narrow :]
         rows_T, offsets_T, self.ids_T, rows_G, lens_G, self.rows_N, self.last_N, self.tokens_N = torch.split(
             wide, self._wide
         )
@@ -156,7 +157,7 @@ class _Room:
         last_N[:n_decode] = np.arange(n_decode)
         last_N[n_decode:n_drawing] = n_decode + chunk_starts[drawing] + chunk_lens[drawing] - 1
         tokens_N[:n_decode], tokens_N[n_decode:n_drawing] = 1, chunk_lens[drawing]
-        packed = np.concatenate((wide, narrow.view(np.int64)))
+        packed = np.concatenate((narrow.view(np.int64), wide))
         self._packed.copy_(send(packed, self._device), non_blocking=True)
 
 
