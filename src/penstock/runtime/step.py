@@ -96,6 +96,7 @@ class Stepper:
         self._logits = make_logits_stage(facts, max_rows, device)
         self._decoding = _Decoding(self._rows, self._logits)
         self._n_steps = 0
+        self._n_prepared = 0
         self._sharing = Sharing(self._rows, sharing) if any(sharing) else None
         self._full_group = next((g for g, state in enumerate(facts.states) if state.kind is StateKind.PAGED), None)
 
@@ -137,7 +138,13 @@ class Stepper:
         """Capture one form of step that was not met yet, on the scratch row; whether there are more to capture."""
         if self._graphs is None or self.tape is None or not self.tape.has_room:
             return False
-        return self._graphs.prepare() or (self._mixed is not None and self._mixed.prepare())
+        is_one = self._graphs.prepare() or (self._mixed is not None and self._mixed.prepare())
+        if is_one:
+            self._n_prepared += 1
+        elif self._n_prepared:
+            log.info("captured %d kinds of steps while there was nothing to do", self._n_prepared)
+            self._n_prepared = 0
+        return is_one
 
     def run(self, plan: Plan, known: Sequence[Known]) -> Readback:
         """Carry out one plan. known: the ids of each of `plan.starts`."""
