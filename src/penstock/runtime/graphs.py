@@ -205,14 +205,20 @@ class Tape:
 
 
 class DecodeGraphs:
-    """Runs decode groups. scratch_row: the one behind all others, with blocks that are nobody's."""
+    """Runs decode groups. scratch_row: the one behind all others, with blocks that are nobody's.
 
-    def __init__(self, model: Model, rows: Rows, scratch_row: int, longest_tokens: int, tape: Tape) -> None:
+    can_share: some of the rows may have a prefix in common.
+    """
+
+    def __init__(
+        self, model: Model, rows: Rows, scratch_row: int, longest_tokens: int, tape: Tape, *, can_share: bool
+    ) -> None:
         self._model = model
         self._rows = rows
         self._tape = tape
         self._scratch_row = scratch_row
         self._longest_tokens = longest_tokens
+        self._forms_shared = (False, True) if can_share else (False,)
         self.sizes = (*(size for size in BUCKETS if size < scratch_row), scratch_row)
         self._buckets: dict[int, _Bucket] = {}
         self._graphs: dict[_Form, _Captured] = {}
@@ -249,12 +255,20 @@ class DecodeGraphs:
         return (self._ids_S if logits_SV is None else logits_SV)[: group.tokens]
 
     def prepare(self) -> bool:
-        """Capture one form that was not met yet, if there is one: rows share nothing, and draw as others did so far."""
-        forms = (_Form(size, drawing, False) for drawing in self._drawings for size in self.sizes)
+        """Capture one form that was not met yet, if there is one: rows draw as others did so far."""
+        forms = (
+            _Form(size, drawing, is_shared)
+            for is_shared in self._forms_shared
+            for drawing in self._drawings
+            for size in self.sizes
+            if size > 1 or not is_shared
+        )
         form = next((form for form in forms if form not in self._graphs), None)
         if form is None:
             return False
         bucket = self._bucket(form.size)
+        if form.is_shared and bucket.runs is None:
+            bucket.runs = SharedRooms(self._rows.tables, form.size)
         bucket.layout.rows_S.fill_(self._scratch_row)
         bucket.holds = None
         self._body(bucket, form)

@@ -120,7 +120,8 @@ class Stepper:
             tables.write([(self._max_rows, (self._pools[state.layers[0]].shape[1] - 1,))], ())
         model = graphs.Model(embed=self._model.embed, walk=self._walk_whole, logits=self._model.logits)
         self.tape = tape = graphs.Tape(self._device)
-        self._graphs = DecodeGraphs(model, self._rows, self._max_rows, self._facts.max_model_tokens, tape)
+        where = self._rows, self._max_rows, self._facts.max_model_tokens, tape
+        self._graphs = DecodeGraphs(model, *where, can_share=self._sharing is not None)
         tile_tokens = self._model.tile_tokens
         if tile_tokens is not None:
             self._mixed = MixedGraphs(model, self._facts, self._rows, self._max_rows, tile_tokens, tape)
