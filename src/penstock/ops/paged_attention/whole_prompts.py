@@ -43,11 +43,14 @@ def attend(q_THD: Tensor, first: int, n_tokens: int, kv: Tensor, blocks: Tensor,
     q_PHD = q_THD[first : first + n_padded]  # whose tokens are added does not matter
     if len(q_PHD) < n_padded:
         q_PHD = F.pad(q_PHD, (0, 0, 0, 0, 0, n_padded - len(q_PHD)))
-    block_tokens = kv.shape[2]
-    missing = -(-n_padded // block_tokens) - len(blocks)
-    if missing > 0:  # numbers, at least: what an empty block holds could be none
-        blocks = torch.cat((blocks, blocks[:1].expand(missing)))
-    k_1KPD, v_1KPD = (_gathered(plane, blocks)[:n_padded].transpose(0, 1).unsqueeze(0) for plane in kv)
+    held_tokens = len(blocks) * kv.shape[2]
+    if held_tokens < n_padded:  # nobody sees these keys, but they must be numbers: zero times NaN is NaN
+        blocks = torch.cat((blocks, blocks[:1].expand(-(-(n_padded - held_tokens) // kv.shape[2]))))
+    planes = [_gathered(plane, blocks)[:n_padded] for plane in kv]
+    if held_tokens > n_tokens:  # the last block ends with what another sequence may have left there
+        for plane_PKD in planes:
+            plane_PKD[n_tokens:held_tokens].zero_()
+    k_1KPD, v_1KPD = (plane_PKD.transpose(0, 1).unsqueeze(0) for plane_PKD in planes)
     out_1HPD, lse_1HP, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(
         q_PHD.transpose(0, 1).unsqueeze(0), k_1KPD, v_1KPD, None, True, 0.0, True, False, scale=scale
     )
