@@ -135,7 +135,7 @@ class Launches(TorchDispatchMode):
         return call
 
 
-@pytest.mark.parametrize(("kind", "expected"), [("full attention", 6), ("two groups", 9)])
+@pytest.mark.parametrize(("kind", "expected"), [("full attention", 5), ("two groups", 6)])
 def test_a_greedy_step_launches_few_kernels_beside_its_layers_and_its_head(
     kind, expected, tmp_path, use_graphs, monkeypatch
 ):

@@ -172,24 +172,40 @@ class Decoder:
             kv: by layer, [2, n_blocks, block_tokens, KV heads, head_dim]; this step's keys and values are written at
                 `batch.slots_T`, then attention reads.
         """
-        # once per step, not per layer: nearly always all layers rotate alike
-        angles = Angles(
-            tokens=self._rotated(batch.positions_T, first, stop),
-            sinks={} if batch.sinks is None else self._rotated(batch.sinks.positions_T, first, stop),
-        )
+        if first == stop:
+            return x_TD
+        x_TD, change_TD = self._run(x_TD, (batch,) * stop, kv, first, stop)
+        return x_TD if change_TD is None else x_TD + change_TD
+
+    def run_whole(
+        self, x_TD: Tensor, batches: Sequence[SegmentBatch], kv: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor | None]:
+        """After all layers: (residual stream, what is still to be added to it). batches: by layer, the same tokens."""
+        return self._run(x_TD, batches, kv, 0, len(self._layers))
+
+    def _run(
+        self, x_TD: Tensor, batches: Sequence[SegmentBatch], kv: Sequence[Tensor], first: int, stop: int
+    ) -> tuple[Tensor, Tensor | None]:
+        # once per pass, not per layer: nearly always all layers rotate alike
+        tokens = self._rotated(batches[first].positions_T, first, stop)
+        angles: dict[int, Angles] = {}  # by state group: the sinks of each stand elsewhere
         change_TD: Tensor | None = None  # what the layer before adds to the stream, not yet added
         for index in range(first, stop):
-            x_TD, change_TD = self._layers[index](x_TD, change_TD, batch, kv[index], angles)
-        return x_TD if change_TD is None else x_TD + change_TD
+            batch = batches[index]
+            if id(batch) not in angles:
+                sinks = {} if batch.sinks is None else self._rotated(batch.sinks.positions_T, first, stop)
+                angles[id(batch)] = Angles(tokens=tokens, sinks=sinks)
+            x_TD, change_TD = self._layers[index](x_TD, change_TD, batch, kv[index], angles[id(batch)])
+        return x_TD, change_TD
 
     def _rotated(self, positions_T: Tensor, first: int, stop: int) -> Rotated:
         """As layers [first, stop) rotate: where windows and full attention take turns, each has its own frequencies."""
         found = dict.fromkeys(self._rope_of[first:stop])
         return {self._ropes[at]: self._rotations[at].angles(positions_T) for at in found if at is not None}
 
-    def logits(self, x_ND: Tensor) -> Tensor:
-        """Final norm and head: float32 [N, V]."""
-        logits_NV = Entrance(x_ND, None, self._final_norm).linear(self._head, None)[0]
+    def logits(self, x_ND: Tensor, change_ND: Tensor | None = None) -> Tensor:
+        """Final norm and head: float32 [N, V]. change_ND: what is still to be added to the residual stream."""
+        logits_NV = Entrance(x_ND, change_ND, self._final_norm).linear(self._head, None)[0]
         if self._peers is not None:  # behind the vocabulary stand the rows that fill the last rank's share up
             logits_NV = self._peers.side_by_side(logits_NV)[:, : self.spec.vocab_size].contiguous()
         logits_NV = logits_NV.float()

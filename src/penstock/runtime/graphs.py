@@ -78,9 +78,9 @@ def drawing_of(members: Ints, rows: Rows, logits: LogitsStage) -> Drawing:
 
 
 class Walk(Protocol):
-    """Through all layers, for segments that start at layer 0 and stop at none."""
+    """Through all layers: (residual stream, what is still to be added to it). batches: by state group."""
 
-    def __call__(self, x_TD: Tensor, batches: Sequence[SegmentBatch]) -> Tensor: ...
+    def __call__(self, x_TD: Tensor, batches: Sequence[SegmentBatch]) -> tuple[Tensor, Tensor | None]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +89,7 @@ class Model:
 
     embed: Callable[[Tensor], Tensor]
     walk: Walk
-    logits: Callable[[Tensor], Tensor]
+    logits: Callable[[Tensor, Tensor | None], Tensor]
 
 
 class _SharedRoom:
@@ -303,7 +303,7 @@ class DecodeGraphs:
         bounds_host_S = np.full(size, self._longest_tokens - 1, np.int64)
         shared = bucket.runs.shared if form.is_shared and bucket.runs is not None else ()
         entries = bucket.layout.entries(rows, bounds_host_S, shared)
-        logits_SV = self._model.logits(self._model.walk(self._model.embed(entries.last_S), entries.batches))
+        logits_SV = self._model.logits(*self._model.walk(self._model.embed(entries.last_S), entries.batches))
         if form.drawing is Drawing.OUTSIDE:
             return logits_SV
         ids_S = draw_on_device(rows, logits_SV, rows_S, entries.ends_S, form.drawing)

@@ -222,7 +222,9 @@ class ShapedModel:
 
     def head(self, rows: int) -> None:
         """Final norm and head of so many rows."""
-        self._decoder.logits(torch.empty((rows, self.spec.hidden_size), dtype=self._decoder.dtype, device=META))
+        x_ND = torch.empty((rows, self.spec.hidden_size), dtype=self._decoder.dtype, device=META)
+        self._decoder.logits(x_ND)
+        self._decoder.logits(x_ND, x_ND)
 
     def sample(self, rows: int) -> None:
         """Draws, without and with filters, and what stands around them in a captured step."""

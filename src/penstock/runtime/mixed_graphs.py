@@ -265,8 +265,9 @@ class MixedGraphs:
         last_T = rows.last_R.index_select(0, room.rows_T)
         x_TD = self._model.embed(torch.where(room.ids_T < 0, last_T, room.ids_T))
         batches = room.layout.batches(rows, room.starts_host_G, room.shared if form.is_shared else ())
-        x_ND = self._model.walk(x_TD, batches).index_select(0, room.last_N)
-        logits_NV = self._model.logits(x_ND)
+        x_TD, change_TD = self._model.walk(x_TD, batches)
+        change_ND = None if change_TD is None else change_TD.index_select(0, room.last_N)
+        logits_NV = self._model.logits(x_TD.index_select(0, room.last_N), change_ND)
         if form.drawing is Drawing.OUTSIDE:
             return logits_NV
         positions_N = rows.positions_R.index_select(0, room.rows_N) + room.tokens_N

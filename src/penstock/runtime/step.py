@@ -45,7 +45,11 @@ class Model(Protocol):
 
     def run_layers(self, x_TD: Tensor, batch: SegmentBatch, kv: Sequence[Tensor], first: int, stop: int) -> Tensor: ...
 
-    def logits(self, x_ND: Tensor) -> Tensor: ...
+    def run_whole(
+        self, x_TD: Tensor, batches: Sequence[SegmentBatch], kv: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor | None]: ...
+
+    def logits(self, x_ND: Tensor, change_ND: Tensor | None = None) -> Tensor: ...
 
     def review(self) -> bool:
         """Whether some layer computes otherwise from now on, so that what was captured is of no use."""
@@ -223,10 +227,14 @@ class Stepper:
         n_saved = 0 if some is None else some.saved_tokens
         return KeysRead(n_keys - n_saved, n_saved)
 
-    def _walk_whole(self, x_TD: Tensor, batches: Sequence[SegmentBatch]) -> Tensor:
-        for stretch in stretches([(0, self._facts.n_layers)], self._runs, self._facts.n_layers):
-            x_TD = self._model.run_layers(x_TD, batches[stretch.group], self._pools, stretch.first, stretch.stop)
-        return x_TD
+    def _walk_whole(self, x_TD: Tensor, batches: Sequence[SegmentBatch]) -> tuple[Tensor, Tensor | None]:
+        """See `graphs.Walk`: what a captured step does instead of `_walk`, for which layers may be cut anywhere."""
+        by_layer = [
+            batches[stretch.group]
+            for stretch in stretches([(0, self._facts.n_layers)], self._runs, self._facts.n_layers)
+            for _ in range(stretch.first, stretch.stop)
+        ]
+        return self._model.run_whole(x_TD, by_layer, self._pools)
 
     def _apply(self, plan: Plan, known: Sequence[Known]) -> None:
         for row in plan.ends:
