@@ -142,7 +142,7 @@ def test_a_greedy_step_launches_few_kernels_beside_its_layers_and_its_head(
     executor = executor_with(kind, tmp_path)
     graphs, launches, counts = use_graphs(executor), Launches(), []
     monkeypatch.setattr(Layer, "__call__", launches.without(Layer.__call__))
-    object.__setattr__(graphs._model, "logits", launches.without(graphs._model.logits))
+    object.__setattr__(graphs._model, "logits_to_draw", launches.without(graphs._model.logits_to_draw))
     call, body = Op.__call__, graphs._body
     monkeypatch.setattr(Op, "__call__", lambda op, *args: launches.without(call, op.name)(op, *args))
 

@@ -205,12 +205,15 @@ class Decoder:
 
     def logits(self, x_ND: Tensor, change_ND: Tensor | None = None) -> Tensor:
         """Final norm and head: float32 [N, V]. change_ND: what is still to be added to the residual stream."""
+        return self.logits_to_draw(x_ND, change_ND).float()
+
+    def logits_to_draw(self, x_ND: Tensor, change_ND: Tensor | None = None) -> Tensor:
+        """The same numbers in the dtype in which the head gave them, where nothing else is to be done to them."""
         logits_NV = Entrance(x_ND, change_ND, self._final_norm).linear(self._head, None)[0]
         if self._peers is not None:  # behind the vocabulary stand the rows that fill the last rank's share up
             logits_NV = self._peers.side_by_side(logits_NV)[:, : self.spec.vocab_size].contiguous()
-        logits_NV = logits_NV.float()
         cap = self.spec.logit_soft_cap
-        return logits_NV if cap is None else logits_NV.div_(cap).tanh_().mul_(cap)
+        return logits_NV if cap is None else logits_NV.float().div_(cap).tanh_().mul_(cap)
 
 
 def _ops_of(spec: ModelSpec) -> set[str]:

@@ -85,11 +85,12 @@ class Walk(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """The parts of a step that depend on the model."""
+    """The parts of a step that depend on the model. logits_to_draw: as the model gives them; logits: in float32."""
 
     embed: Callable[[Tensor], Tensor]
     walk: Walk
     logits: Callable[[Tensor, Tensor | None], Tensor]
+    logits_to_draw: Callable[[Tensor, Tensor | None], Tensor]
 
 
 class _SharedRoom:
@@ -303,9 +304,10 @@ class DecodeGraphs:
         bounds_host_S = np.full(size, self._longest_tokens - 1, np.int64)
         shared = bucket.runs.shared if form.is_shared and bucket.runs is not None else ()
         entries = bucket.layout.entries(rows, bounds_host_S, shared)
-        logits_SV = self._model.logits(*self._model.walk(self._model.embed(entries.last_S), entries.batches))
+        x_SD, change_SD = self._model.walk(self._model.embed(entries.last_S), entries.batches)
         if form.drawing is Drawing.OUTSIDE:
-            return logits_SV
+            return self._model.logits(x_SD, change_SD)
+        logits_SV = self._model.logits_to_draw(x_SD, change_SD)
         ids_S = draw_on_device(rows, logits_SV, rows_S, entries.ends_S, form.drawing)
         advance_rows(rows.positions_R, rows.last_R, self._ids_S, rows_S, entries.ends_S, ids_S, self._scratch_row)
         return None

@@ -228,11 +228,12 @@ class ShapedModel:
 
     def sample(self, rows: int) -> None:
         """Draws, without and with filters, and what stands around them in a captured step."""
-        logits_NV = torch.empty((rows, self.spec.vocab_size), dtype=torch.float32, device=META)
         reals_N = torch.empty(rows, dtype=torch.float32, device=META)
         ints_N = torch.empty(rows, dtype=torch.int64, device=META)
-        sample(logits_NV, reals_N, None, None, None, ints_N, ints_N)
-        sample(logits_NV, reals_N, ints_N, reals_N, reals_N, ints_N, ints_N)
+        for dtype in dict.fromkeys((self._decoder.dtype, torch.float32)):  # captured, and where logits were worked on
+            logits_NV = torch.empty((rows, self.spec.vocab_size), dtype=dtype, device=META)
+            sample(logits_NV, reals_N, None, None, None, ints_N, ints_N)
+            sample(logits_NV, reals_N, ints_N, reals_N, reals_N, ints_N, ints_N)
         reals_RC = torch.empty((rows, len(Real)), dtype=torch.float32, device=META)
         ints_RI = torch.empty((rows, len(Int)), dtype=torch.int64, device=META)
         draw_parameters(ints_N, ints_N, reals_RC, ints_RI, Int.PROMPT_TOKENS)

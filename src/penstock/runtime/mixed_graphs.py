@@ -266,10 +266,11 @@ class MixedGraphs:
         x_TD = self._model.embed(torch.where(room.ids_T < 0, last_T, room.ids_T))
         batches = room.layout.batches(rows, room.starts_host_G, room.shared if form.is_shared else ())
         x_TD, change_TD = self._model.walk(x_TD, batches)
+        x_ND = x_TD.index_select(0, room.last_N)
         change_ND = None if change_TD is None else change_TD.index_select(0, room.last_N)
-        logits_NV = self._model.logits(x_TD.index_select(0, room.last_N), change_ND)
         if form.drawing is Drawing.OUTSIDE:
-            return logits_NV
+            return self._model.logits(x_ND, change_ND)
+        logits_NV = self._model.logits_to_draw(x_ND, change_ND)
         positions_N = rows.positions_R.index_select(0, room.rows_N) + room.tokens_N
         ids_N = draw_on_device(rows, logits_NV, room.rows_N, positions_N, form.drawing)
         by_row = rows.positions_R, rows.last_R

@@ -51,6 +51,8 @@ class Model(Protocol):
 
     def logits(self, x_ND: Tensor, change_ND: Tensor | None = None) -> Tensor: ...
 
+    def logits_to_draw(self, x_ND: Tensor, change_ND: Tensor | None = None) -> Tensor: ...
+
     def review(self) -> bool:
         """Whether some layer computes otherwise from now on, so that what was captured is of no use."""
         ...
@@ -122,7 +124,12 @@ class Stepper:
             return
         for tables, state in zip(self._rows.tables, self._facts.states, strict=True):
             tables.write([(self._max_rows, (self._pools[state.layers[0]].shape[1] - 1,))], ())
-        model = graphs.Model(embed=self._model.embed, walk=self._walk_whole, logits=self._model.logits)
+        model = graphs.Model(
+            embed=self._model.embed,
+            walk=self._walk_whole,
+            logits=self._model.logits,
+            logits_to_draw=self._model.logits_to_draw,
+        )
         self.tape = tape = graphs.Tape(self._device)
         where = self._rows, self._max_rows, self._facts.max_model_tokens, tape
         self._graphs = DecodeGraphs(model, *where, can_share=self._sharing is not None)

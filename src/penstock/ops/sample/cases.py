@@ -35,3 +35,5 @@ def cases(device: str) -> Iterator[Case]:
                 "min-p": (None, None, min_p),
             }.items():
                 yield Case(f"{rows}x{vocab} step {step}, {name}", (logits, temperature, *filters, seed, index))
+                half = logits.half(), temperature, *filters, seed, index
+                yield Case(f"{rows}x{vocab} step {step}, {name}, float16", half)

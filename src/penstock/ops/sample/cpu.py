@@ -34,7 +34,7 @@ def sample(
     cuts = [slice(at, at + chunk_rows) for at in range(0, max(1, n_rows), chunk_rows)]
     drawn = [
         _sample(
-            logits_NV[cut],
+            logits_NV[cut].float(),
             temperature_N[cut],
             None if top_k_N is None else top_k_N[cut],
             None if top_p_N is None else top_p_N[cut],

@@ -44,12 +44,13 @@ def sample(
     Among equal logits the lower id counts as the larger, so top_k 1 is greedy and a filter never keeps more than asked.
 
     Args:
-        logits_NV: float32.
+        logits_NV: any float dtype; all that follows is float32.
         temperature_N, top_p_N, min_p_N: float32. top_k_N: int64. None for a filter: no row uses it, and nothing is
             sorted for its sake. That never changes a token, it only saves time.
         seed_N, index_N: int64; `index` is the output's place in its sequence.
     Returns: int64 [N].
     """
+    logits_NV = logits_NV.float()
     greedy_N = logits_NV.argmax(dim=-1)
     is_greedy_N = temperature_N <= 0
     odds_NV = odds(logits_NV, torch.where(is_greedy_N, 1.0, temperature_N))

@@ -34,7 +34,7 @@ def sample(
     seed_N: Tensor,
     index_N: Tensor,
 ) -> Tensor:
-    """See `reference.sample`. logits_NV may be of any float dtype."""
+    """See `reference.sample`."""
     return sample_with(halve, logits_NV, temperature_N, top_k_N, top_p_N, min_p_N, seed_N, index_N)
 
 
