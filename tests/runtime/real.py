@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -14,10 +16,29 @@ from penstock.core.executor import ModelFacts
 from penstock.models.decoder import Decoder
 from penstock.ops.batch import SegmentBatch
 from penstock.runtime.executor import TorchExecutor
+from penstock.runtime.graphs import Tape
 
 from .driver import Driver, Job
 
 BUNDLED = Path(penstock.__file__).parent / "bundled" / "penstock-tiny"
+
+
+class Rehearsal(Tape):
+    """A tape for machines without CUDA: what it recorded is done again kernel by kernel."""
+
+    def __init__(self, device: torch.device, most_rows: int, *, must_record: bool = False) -> None:
+        self.is_on, self.is_full = True, False
+        self._device, self._most_rows, self._kept = device, most_rows, None
+
+    def has_room(self) -> bool:
+        return self.is_on and not self.is_full
+
+    def record(self, body: Callable[[], torch.Tensor | None]) -> tuple[Any, torch.Tensor | None]:
+        """Only of steps whose draw is in them."""
+        return SimpleNamespace(replay=body), None
+
+    def wait(self) -> None:
+        """Everything is done at once."""
 
 
 def shrunk_config() -> dict[str, Any]:

@@ -15,11 +15,12 @@ from penstock.core.request import SamplingParams
 from penstock.models.layers import Layer
 from penstock.ops.lazy import has_triton
 from penstock.ops.op import Op
+from penstock.runtime import graphs
 from penstock.runtime.build import build_executor
 from penstock.runtime.graphs import Drawing
 
 from .driver import Job
-from .real import run_jobs, shrunk_config
+from .real import Rehearsal, run_jobs, shrunk_config
 
 # attention too: the one for CPUs takes the host's lengths for true, and here they are bounds
 IN_TRITON = {"place_segments", "rope_angles", "draw_parameters", "advance_rows", "paged_attention"}
@@ -51,8 +52,7 @@ def use_graphs(monkeypatch):
     """Makes an executor on a CPU run decode steps in the form that is captured, with the kernels for GPUs."""
     on = Op.on
     monkeypatch.setattr(Op, "on", lambda op, device: "cuda" if op.name in IN_TRITON else on(op, device))
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
+    monkeypatch.setattr(graphs, "Tape", Rehearsal)
 
     def use(executor):
         step, step._max_rows = executor._step, 6
@@ -88,7 +88,7 @@ def test_the_few_kernels_of_a_captured_step_give_the_tokens_of_torch(kind, tmp_p
     found = []
     for is_captured in (False, True):
         executor = executor_with(kind, tmp_path)
-        graphs = request.getfixturevalue("use_graphs")(executor) if is_captured else None
+        captured = request.getfixturevalue("use_graphs")(executor) if is_captured else None
         rng = Random(7)
         outputs = []
         for asked in ASKED.values():
@@ -96,9 +96,9 @@ def test_the_few_kernels_of_a_captured_step_give_the_tokens_of_torch(kind, tmp_p
             run_jobs(executor, jobs, rng)
             outputs += [job.outputs for job in jobs]
         found.append(outputs)
-        if graphs is not None:
-            assert {form.drawing for form in graphs._seen} == set(ASKED)
-            assert int(graphs._rows.positions_R[graphs._scratch_row]) == 0
+        if captured is not None:
+            assert {form.drawing for form in captured._seen} == set(ASKED)
+            assert int(captured._rows.positions_R[captured._scratch_row]) == 0
         executor.close()
     assert found[0] == found[1]
 
@@ -140,10 +140,10 @@ def test_a_greedy_step_launches_few_kernels_beside_its_layers_and_its_head(
     kind, expected, tmp_path, use_graphs, monkeypatch
 ):
     executor = executor_with(kind, tmp_path)
-    graphs, launches, counts = use_graphs(executor), Launches(), []
+    captured, launches, counts = use_graphs(executor), Launches(), []
     monkeypatch.setattr(Layer, "__call__", launches.without(Layer.__call__))
-    object.__setattr__(graphs._model, "logits_to_draw", launches.without(graphs._model.logits_to_draw))
-    call, body = Op.__call__, graphs._body
+    object.__setattr__(captured._model, "logits_to_draw", launches.without(captured._model.logits_to_draw))
+    call, body = Op.__call__, captured._body
     monkeypatch.setattr(Op, "__call__", lambda op, *args: launches.without(call, op.name)(op, *args))
 
     def counted(*args):
@@ -153,7 +153,7 @@ def test_a_greedy_step_launches_few_kernels_beside_its_layers_and_its_head(
         counts.append(dict(launches.found))
         return found
 
-    monkeypatch.setattr(graphs, "_body", counted)
+    monkeypatch.setattr(captured, "_body", counted)
     run_jobs(executor, [Job(prompt=[1, 2, 3], n_outputs=4, sampling=SamplingParams(temperature=0.0))], Random(1))
     executor.close()
     assert counts

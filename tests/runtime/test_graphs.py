@@ -18,7 +18,7 @@ from penstock.ops.lazy import has_triton
 from penstock.ops.paged_attention import paged_attention
 from penstock.ops.shared_attention import shared_attention
 from penstock.ops.shared_attention import triton as shared_triton
-from penstock.runtime import build, mixed_graphs
+from penstock.runtime import build, graphs, mixed_graphs
 from penstock.runtime.build import build_executor
 from penstock.runtime.cascade import Rates
 from penstock.runtime.graphs import Drawing, drawing_of
@@ -27,7 +27,7 @@ from penstock.runtime.rows import Rows
 from penstock.runtime.transforms import make_logits_stage
 
 from .driver import Job
-from .real import run_jobs, shrunk_config
+from .real import Rehearsal, run_jobs, shrunk_config
 
 EAGER = Rates(read_bytes_per_s=1.0, flop_per_s=1e30, step_s=0.0, run_s=0.0)
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -155,8 +155,7 @@ def test_shared_runs_in_a_buckets_buffers_give_the_tokens_of_reading_alone(tmp_p
     one_layer = shrunk_config() | {"num_hidden_layers": 1, "layer_types": ["full_attention"]}  # interpreting is slow
     (tmp_path / "config.json").write_text(json.dumps(one_layer))
     monkeypatch.setattr(build, "RATES", {"cpu": EAGER, "native": EAGER})
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
+    monkeypatch.setattr(graphs, "Tape", Rehearsal)
     options = {"dtype": "float32", "load_format": "dummy", "max_rows": 7, "block_tokens": 4, "kv_memory_bytes": 2**22}
     found = {}
     for choice in ("off", "on"):
@@ -177,6 +176,75 @@ def test_shared_runs_in_a_buckets_buffers_give_the_tokens_of_reading_alone(tmp_p
     assert found["on"] == found["off"]
 
 
+def as_on_a_gpu(tmp_path, monkeypatch):
+    """Makes executors of one layer on the CPU; those that are captured run in Triton's interpreter."""
+    config = shrunk_config() | {"num_hidden_layers": 1, "layer_types": ["full_attention"]}  # interpreting is slow
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr(build, "RATES", {"cpu": EAGER, "native": EAGER})
+    monkeypatch.setattr(graphs, "Tape", Rehearsal)
+    monkeypatch.setattr(mixed_graphs, "MOST_CHUNKS", 4)
+    options = {"dtype": "float32", "load_format": "dummy", "max_rows": 7, "block_tokens": 4, "kv_memory_bytes": 2**22}
+
+    def use(is_captured, sharing):
+        if is_captured:
+            by_tiles = paged_attention.implementations["cuda"]
+            monkeypatch.setattr(layers, "paged_attention", by_tiles)
+            monkeypatch.setattr(shared_triton, "paged_attention", by_tiles)
+            monkeypatch.setattr(parts, "shared_attention", shared_attention.implementations["cuda"])
+        executor = build_executor(tmp_path, shared_prefix_attention=sharing, **options)
+        executor._max_rows = executor._step._max_rows = 6  # the last row and the last block become scratch
+        if is_captured:
+            executor._step._use_graphs()
+        return executor
+
+    return use
+
+
+def hot_jobs(rng, n):
+    return [
+        Job(
+            prompt=[rng.randrange(61) for _ in range(rng.randint(1, 30))],
+            n_outputs=rng.randint(1, 4),
+            sampling=SamplingParams(temperature=0.7),
+            seed=rng.randrange(2**63),
+        )
+        for _ in range(n)
+    ]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the tests for CUDA run the graphs themselves")
+@pytest.mark.skipif(not has_triton(), reason="needs Triton, which there is for Linux only")
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_steps_are_captured_ahead_forgotten_and_left_out_where_memory_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr(mixed_graphs, "TOKENS", (16, 48))
+    use = as_on_a_gpu(tmp_path, monkeypatch)
+    found = []
+    for is_captured in (False, True):
+        executor, rng = use(is_captured, "off"), Random(3)
+        step, outputs = executor._step, []
+        if is_captured:
+            assert executor.prepare()
+            while executor.prepare():
+                pass
+            assert {form.size for form in step._graphs._graphs} == set(step._graphs.sizes)
+            ahead = {(form.tokens, form.decode_rows) for form in step._mixed._graphs}
+            assert ahead == {(16, 0), (16, 6), (48, 0), (48, 6)}
+            monkeypatch.setattr(mixed_graphs, "MOST_GRAPHS", 2)
+        for part in range(2):
+            jobs = hot_jobs(rng, 5)
+            run_jobs(executor, jobs, rng)
+            outputs += [job.outputs for job in jobs]
+            if is_captured and part == 0:
+                step.tape.is_full = True
+                step._mixed._graphs.clear()
+                step._mixed._captured_sizes.clear()
+        if is_captured:
+            assert not step._mixed._graphs, "something was captured, or run in a room, without memory for it"
+        found.append(outputs)
+        executor.close()
+    assert found[0] == found[1]
+
+
 def _after_an_empty_step(run):
     """As it is taken before a form is captured that was not met yet."""
 
@@ -195,25 +263,12 @@ def _after_an_empty_step(run):
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_steps_with_prompts_in_a_rooms_buffers_give_the_tokens_of_steps_as_they_are(tmp_path, monkeypatch):
     """The form that is captured, on a CPU: what is left over of a room changes nothing."""
-    config = shrunk_config() | {"num_hidden_layers": 1, "layer_types": ["full_attention"]}  # interpreting is slow
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    monkeypatch.setattr(build, "RATES", {"cpu": EAGER, "native": EAGER})
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
-    monkeypatch.setattr(mixed_graphs, "MOST_CHUNKS", 4)
-    options = {"dtype": "float32", "load_format": "dummy", "max_rows": 7, "block_tokens": 4, "kv_memory_bytes": 2**22}
+    use = as_on_a_gpu(tmp_path, monkeypatch)
     found = []
     for is_in_rooms in (False, True):
+        executor = use(is_in_rooms, "on")
+        step = executor._step
         if is_in_rooms:
-            by_tiles = paged_attention.implementations["cuda"]
-            monkeypatch.setattr(layers, "paged_attention", by_tiles)
-            monkeypatch.setattr(shared_triton, "paged_attention", by_tiles)
-            monkeypatch.setattr(parts, "shared_attention", shared_attention.implementations["cuda"])
-        executor = build_executor(tmp_path, shared_prefix_attention="on", **options)
-        executor._max_rows = 6
-        step, step._max_rows = executor._step, 6  # the last row and the last block become scratch
-        if is_in_rooms:
-            step._use_graphs()
             step.tape.is_on = False
             monkeypatch.setattr(MixedGraphs, "run", _after_an_empty_step(MixedGraphs.run))
         rng = Random(5)

@@ -144,6 +144,11 @@ class Decoder:
         return None
 
     @property
+    def has_peers(self) -> bool:
+        """Other ranks hold the rest of it."""
+        return self._peers is not None
+
+    @property
     def tile_tokens(self) -> int | None:
         """How many tokens of a prompt one program of the paged attention in Triton takes; None: layers differ."""
         from penstock.ops.paged_attention.triton import tile_tokens  # is there beside a GPU only

@@ -51,8 +51,8 @@ from penstock.runtime.sharing import ByState, Shared
 from penstock.runtime.transfer import Ints, send
 
 log = logging.getLogger(__name__)
-LEAST_FREE_BYTES = 2**30  # of the device: with less, nothing is captured that could be done without
-BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512)
+MOST_FREE_FRAC = 0.5  # of what is free at the start: graphs that could be done without take no more
+BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512, 768, 1024, 1536, 2048)
 
 
 class Drawing(Enum):
@@ -176,33 +176,71 @@ class _Captured:
 class Tape:
     """Records work of a device, to be done again with one launch. What it recorded shares memory: one runs at a time.
 
-    is_on: else every step runs as the first of its kind does; the same kernels, so the same tokens.
+    is_on: else every step runs as the first of its kind does; the same kernels, so the same tokens. is_full: there is
+    no memory for more; what is not recorded runs kernel by kernel from now on. must_record: running out of memory is an
+    error instead, for others record the same. most_rows: of logits that are kept for who draws outside.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, most_rows: int, *, must_record: bool = False) -> None:
         self.is_on = True
+        self.is_full = False
         self._device = device
+        self._most_rows = most_rows
+        self._must_record = must_record
+        self._kept: Tensor | None = None
         self._pool = torch.cuda.graph_pool_handle()
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._least_free_bytes = int((1 - MOST_FREE_FRAC) * self._free_bytes())
 
-    @property
     def has_room(self) -> bool:
-        """Whether more may be recorded: graphs take memory that other work could need."""
-        return self.is_on and torch.cuda.mem_get_info(self._device)[0] >= LEAST_FREE_BYTES
+        """Whether more may be recorded than has to be: it takes memory that large steps will need."""
+        if self.is_on and not self.is_full and self._free_bytes() < self._least_free_bytes:
+            self.note_full(f"graphs have taken {MOST_FREE_FRAC:.0%} of what the device had left for them and for steps")
+        return self.is_on and not self.is_full
 
-    def record(self, body: Callable[[], Tensor | None]) -> tuple[torch.cuda.CUDAGraph, Tensor | None]:
-        """(the graph, what the body returned, filled whenever the graph runs). Nothing of it is done yet."""
+    def record(self, body: Callable[[], Tensor | None]) -> tuple[torch.cuda.CUDAGraph, Tensor | None] | None:
+        """(the graph, what the body returned, filled whenever the graph runs). Nothing of it is done yet.
+
+        None: there is no memory for it.
+        """
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.stream(self._stream):
-            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
-            try:
-                found = body()
-            finally:
-                graph.capture_end()
-        current.wait_stream(self._stream)
+        try:
+            with torch.cuda.stream(self._stream):
+                graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+                try:
+                    found = body()
+                finally:
+                    graph.capture_end()
+        except torch.OutOfMemoryError as full:
+            if self._must_record:
+                raise
+            self.note_full(str(full))
+            return None
+        finally:
+            current.wait_stream(self._stream)
         return graph, found
+
+    def keep(self, logits_NV: Tensor) -> Tensor:
+        """A copy in memory that all graphs share, until the next step: else each would hold logits of its own."""
+        if self._kept is None:  # before anything like this is recorded, for such a step ran kernel by kernel first
+            self._kept = torch.empty((self._most_rows, logits_NV.shape[1]), device=self._device)
+        return self._kept[: len(logits_NV)].copy_(logits_NV)
+
+    def wait(self) -> None:
+        """Until all that is queued is done."""
+        torch.cuda.synchronize(self._device)
+
+    def _free_bytes(self) -> int:
+        """Of the device, and what torch holds of it and does not use."""
+        cached = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
+        return int(torch.cuda.mem_get_info(self._device)[0]) + cached
+
+    def note_full(self, why: str) -> None:
+        """Record nothing more."""
+        self.is_full = True
+        log.warning("kinds of steps that were not captured yet run kernel by kernel from now on: %s", why)
 
 
 class DecodeGraphs:
@@ -239,8 +277,8 @@ class DecodeGraphs:
             self._hold(bucket, shared)
         self._drawings[drawing] = None
         key = _Form(size, drawing, bool(shared))
-        if key in self._seen and key not in self._graphs and self._tape.is_on:
-            self._graphs[key] = self._capture(bucket, key)
+        if key in self._seen and key not in self._graphs and self._tape.is_on and not self._tape.is_full:
+            self._capture(bucket, key)
         if bucket.holds != (group.version, group.rows):
             bucket.layout.rows_S.copy_(send(self._filled(size, group.rows), self._rows.device), non_blocking=True)
             bucket.holds = group.version, group.rows
@@ -256,13 +294,16 @@ class DecodeGraphs:
         return (self._ids_S if logits_SV is None else logits_SV)[: group.tokens]
 
     def prepare(self) -> bool:
-        """Capture one form that was not met yet, if there is one: rows draw as others did so far."""
+        """Capture one form that was not met yet, if there is one: rows draw as others did so far.
+
+        The largest come first, so that the others fit into their memory.
+        """
         forms = (
             _Form(size, drawing, is_shared)
             for is_shared in self._forms_shared
             for drawing in self._drawings
-            for size in self.sizes
-            if size > 1 or not is_shared
+            for size in reversed(self.sizes)
+            if (size > 1 or not is_shared) and drawing is not Drawing.OUTSIDE
         )
         form = next((form for form in forms if form not in self._graphs), None)
         if form is None:
@@ -273,7 +314,7 @@ class DecodeGraphs:
         bucket.layout.rows_S.fill_(self._scratch_row)
         bucket.holds = None
         self._body(bucket, form)
-        self._graphs[form] = self._capture(bucket, form)
+        self._capture(bucket, form)
         return True
 
     def _bucket(self, size: int) -> _Bucket:
@@ -291,11 +332,13 @@ class DecodeGraphs:
     def _filled(self, size: int, rows: tuple[int, ...]) -> Ints:
         return np.array(rows + (self._scratch_row,) * (size - len(rows)), np.int64)
 
-    def _capture(self, bucket: _Bucket, form: _Form) -> _Captured:
-        graph, logits_SV = self._tape.record(lambda: self._body(bucket, form))
-        log.debug("captured a decode step: %s", form)
-        shared = ", shared prefixes" if form.is_shared else ""
-        return _Captured(graph, logits_SV, f"graph of {form.size} rows, {form.drawing.value}{shared}")
+    def _capture(self, bucket: _Bucket, form: _Form) -> None:
+        """If there is memory for it."""
+        recorded = self._tape.record(lambda: self._body(bucket, form))
+        if recorded is not None:
+            log.debug("captured a decode step: %s", form)
+            shared = ", shared prefixes" if form.is_shared else ""
+            self._graphs[form] = _Captured(*recorded, f"graph of {form.size} rows, {form.drawing.value}{shared}")
 
     def _body(self, bucket: _Bucket, form: _Form) -> Tensor | None:
         """A step of the rows in `layout.rows_S`, whole, or up to the logits, which it returns then."""
@@ -306,7 +349,7 @@ class DecodeGraphs:
         entries = bucket.layout.entries(rows, bounds_host_S, shared)
         x_SD, change_SD = self._model.walk(self._model.embed(entries.last_S), entries.batches)
         if form.drawing is Drawing.OUTSIDE:
-            return self._model.logits(x_SD, change_SD)
+            return self._tape.keep(self._model.logits(x_SD, change_SD))
         logits_SV = self._model.logits_to_draw(x_SD, change_SD)
         ids_S = draw_on_device(rows, logits_SV, rows_S, entries.ends_S, form.drawing)
         advance_rows(rows.positions_R, rows.last_R, self._ids_S, rows_S, entries.ends_S, ids_S, self._scratch_row)

@@ -45,7 +45,7 @@ MOST_CHUNKS = 16
 MOST_GRAPHS = 384  # those that were used last are kept
 MOST_PREPARED_ROWS = 256  # more come seldom
 TOKENS = (16, 32, 64, 96, *range(128, 512, 64), *range(512, 2048, 128), *range(2048, MOST_TOKENS_SMALL + 1, 256))
-DECODE_ROWS = (0, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+DECODE_ROWS = (0, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,13 +180,17 @@ class MixedGraphs:
         self._rooms: dict[tuple[int, int], _Room] = {}
         self._graphs: OrderedDict[_Form, _Captured] = OrderedDict()
         self._seen: set[_Form] = set()
+        self._captured_sizes: set[tuple[int, int]] = set()  # (tokens, decode rows)
         self._drawings = {Drawing.PLAIN: None}  # in the order in which they were met; the usual one is expected
         self._ids_N = torch.zeros(scratch_row + MOST_CHUNKS, dtype=torch.int32, device=rows.device)
         self.how = KERNEL_BY_KERNEL  # of the last step
 
     def can_run(self, plan: Plan) -> bool:
         """Whether the step is one of these: chunks through all layers, not too many of them, nor of tokens."""
-        if not plan.chunks or len(plan.chunks) > MOST_CHUNKS or self._size(plan) is None:
+        if not plan.chunks or len(plan.chunks) > MOST_CHUNKS:
+            return False
+        size = self._size(plan)
+        if size is None or (self._tape.is_full and size not in self._captured_sizes):  # left over tokens cost time
             return False
         return all(chunk.first_layer == 0 and self._ends_last(chunk) for chunk in plan.chunks)
 
@@ -211,7 +215,7 @@ class MixedGraphs:
         room = self._room(*size)
         if shared:
             room.hold(shared)
-        if form in self._seen and form not in self._graphs and self._tape.has_room:
+        if form in self._seen and form not in self._graphs and self._tape.has_room():
             self._capture(room, form)
         room.fill(plan, ids)
         if form in self._graphs:
@@ -228,13 +232,16 @@ class MixedGraphs:
         return (self._ids_N if logits_NV is None else logits_NV)[:n_drawing]
 
     def prepare(self) -> bool:
-        """Capture one form that was not met yet and is likely, if there is one; rows share nothing."""
+        """Capture one form that was not met yet and is likely, if there is one; rows share nothing.
+
+        The largest come first, so that the others fit into their memory.
+        """
         forms = (
             _Form(n_tokens, n_decode, drawing, False)
             for drawing in self._drawings
-            for n_decode in self._decode_rows
-            for n_tokens in self._tokens
-            if n_decode <= min(n_tokens, MOST_PREPARED_ROWS)
+            for n_decode in reversed(self._decode_rows)
+            for n_tokens in reversed(self._tokens)
+            if n_decode <= min(n_tokens, MOST_PREPARED_ROWS) and drawing is not Drawing.OUTSIDE
         )
         form = next((form for form in forms if form not in self._graphs), None)
         if form is None or len(self._graphs) >= MOST_GRAPHS:
@@ -253,11 +260,16 @@ class MixedGraphs:
         return self._rooms[size]
 
     def _capture(self, room: _Room, form: _Form) -> None:
-        graph, logits_NV = self._tape.record(lambda: self._body(room, form))
-        self._graphs[form] = _Captured(graph, logits_NV)
+        """If there is memory for it."""
+        recorded = self._tape.record(lambda: self._body(room, form))
+        if recorded is None:
+            return
+        self._graphs[form] = _Captured(*recorded)
+        self._captured_sizes.add((form.tokens, form.decode_rows))
         log.debug("captured a step with prompts: %s", form)
         if len(self._graphs) > MOST_GRAPHS:
-            self._graphs.popitem(last=False)
+            oldest, _ = self._graphs.popitem(last=False)
+            self._seen.discard(oldest)  # it is captured again when it comes twice
 
     def _body(self, room: _Room, form: _Form) -> Tensor | None:
         """The step that `room` holds, whole, or up to the logits, which it returns then."""
@@ -269,7 +281,7 @@ class MixedGraphs:
         x_ND = x_TD.index_select(0, room.last_N)
         change_ND = None if change_TD is None else change_TD.index_select(0, room.last_N)
         if form.drawing is Drawing.OUTSIDE:
-            return self._model.logits(x_ND, change_ND)
+            return self._tape.keep(self._model.logits(x_ND, change_ND))
         logits_NV = self._model.logits_to_draw(x_ND, change_ND)
         positions_N = rows.positions_R.index_select(0, room.rows_N) + room.tokens_N
         ids_N = draw_on_device(rows, logits_NV, room.rows_N, positions_N, form.drawing)

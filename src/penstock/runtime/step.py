@@ -19,7 +19,7 @@ from penstock.core.executor import ModelFacts, StateKind
 from penstock.core.plan import BlockCopy, Chunk, DecodeGroup, Plan
 from penstock.ops.batch import SegmentBatch
 from penstock.ops.sample import logprobs
-from penstock.runtime import graphs
+from penstock.runtime import graphs, mixed_graphs
 from penstock.runtime.cascade import SharingRule
 from penstock.runtime.graphs import DecodeGraphs, Drawing
 from penstock.runtime.layout import Layout, group_runs, stretches
@@ -65,6 +65,11 @@ class Model(Protocol):
     @property
     def tile_tokens(self) -> int | None:
         """How many tokens of a prompt one program of attention takes, in all layers; None: it is not the same."""
+        ...
+
+    @property
+    def has_peers(self) -> bool:
+        """Other ranks have shares of it, and carry out the same steps."""
         ...
 
 
@@ -130,11 +135,12 @@ class Stepper:
             logits=self._model.logits,
             logits_to_draw=self._model.logits_to_draw,
         )
-        self.tape = tape = graphs.Tape(self._device)
+        has_peers = self._model.has_peers
+        self.tape = tape = graphs.Tape(self._device, self._max_rows + mixed_graphs.MOST_CHUNKS, must_record=has_peers)
         where = self._rows, self._max_rows, self._facts.max_model_tokens, tape
         self._graphs = DecodeGraphs(model, *where, can_share=self._sharing is not None)
         tile_tokens = self._model.tile_tokens
-        if tile_tokens is not None:
+        if tile_tokens is not None and not has_peers:  # what is captured depends on free memory, and ranks must agree
             self._mixed = MixedGraphs(model, self._facts, self._rows, self._max_rows, tile_tokens, tape)
 
     @property
@@ -148,9 +154,14 @@ class Stepper:
 
     def prepare(self) -> bool:
         """Capture one form of step that was not met yet, on the scratch row; whether there are more to capture."""
-        if self._graphs is None or self.tape is None or not self.tape.has_room:
+        if self._graphs is None or self.tape is None or not self.tape.has_room():
             return False
-        is_one = self._graphs.prepare() or (self._mixed is not None and self._mixed.prepare())
+        try:
+            is_one = self._graphs.prepare() or (self._mixed is not None and self._mixed.prepare())
+            self.tape.wait()
+        except torch.OutOfMemoryError as full:
+            self.tape.note_full(str(full))
+            is_one = False
         if is_one:
             self._n_prepared += 1
         elif self._n_prepared:
@@ -201,7 +212,7 @@ class Stepper:
         sampling = [plan.chunks[index] for index in plan.sampling_chunks]
         rows = np.array([*plan.decode.rows, *(chunk.row for chunk in sampling)], np.int64)
         tokens = np.array([1] * plan.decode.tokens + [chunk.tokens for chunk in sampling], np.int64)
-        drawing = graphs.drawing_of(rows, self._rows, self._logits)
+        drawing = graphs.drawing_of(rows, self._rows, self._logits) if len(rows) else Drawing.PLAIN
         ids = np.concatenate([self._ids(chunk) for chunk in plan.chunks])
         found = captured.run(plan, ids, drawing, self._shared(plan.decode) if plan.decode.rows else ())
         if not len(rows):

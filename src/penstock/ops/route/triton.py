@@ -67,7 +67,7 @@ def _route(
     expert_K = tl.zeros([BLOCK_K], tl.int64)
     for k in tl.static_range(TOP_K):
         best = tl.max(weight_E, axis=0)
-        expert = tl.min(tl.where(weight_E == best, at_E, BLOCK_E), axis=0)
+        expert = tl.min(tl.where(weight_E == best, at_E, n_experts - 1), axis=0)  # one that exists, also for NaN
         weight_K = tl.where(at_K == k, best, weight_K)
         expert_K = tl.where(at_K == k, expert.to(tl.int64), expert_K)
         weight_E = tl.where(at_E == expert, -1.0, weight_E)
