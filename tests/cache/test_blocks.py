@@ -26,7 +26,7 @@ class BlockPoolMachine(RuleBasedStateMachine):
     def make(self, n_blocks, retain):
         self.evicted: list[int] = []
         self.saved: list[int] = []
-        self.pool = BlockPool(n_blocks, RETAIN[retain](), self.evicted.append)
+        self.pool = BlockPool(n_blocks, RETAIN[retain](), self.evicted.extend)
         self.pool.save = self.saved.append
         self.states = dict.fromkeys(range(n_blocks), B.FREE)
         self.users = dict.fromkeys(range(n_blocks), 0)
@@ -155,7 +155,7 @@ TestBlockPool = BlockPoolMachine.TestCase
 
 def pool_of(n_blocks=4):
     evicted = []
-    return BlockPool(n_blocks, LeastRecentlyUsed(), evicted.append), evicted
+    return BlockPool(n_blocks, LeastRecentlyUsed(), evicted.extend), evicted
 
 
 def test_the_least_recently_used_block_is_evicted_first():

@@ -150,7 +150,10 @@ class Wrong:
         return self.chosen
 
     def victim(self, *seen):
-        return self.evicts if not seen else self.yields
+        return self.yields
+
+    def victims(self, n):
+        return self.evicts
 
     def expected_tokens(self, seq):
         return self.expected
@@ -161,10 +164,10 @@ class Wrong:
     def pin_until_s(self, seq, now_s):
         return None
 
-    def on_cached(self, block, now_s):
+    def on_cached(self, blocks, now_s):
         pass
 
-    def on_removed(self, block):
+    def on_removed(self, blocks):
         pass
 
 
@@ -260,8 +263,8 @@ def test_a_wrong_preempt_policy_is_named(wrong, complaint):
 
 
 def test_a_wrong_retain_policy_is_named():
-    with pytest.raises(PolicyViolation, match=r"policy Wrong: block 9 shall be evicted, evictable are .1."):
-        check_retain(lambda: Wrong(evicts=9), one_of_each(), [1])
+    with pytest.raises(PolicyViolation, match=r"policy Wrong: blocks .9. shall be evicted, evictable are .1."):
+        check_retain(lambda: Wrong(evicts=(9,)), one_of_each(), [1])
 
 
 @pytest.mark.parametrize(("expected", "bound"), [(0, 16), (16, 15), (16, 17), (17, 17)])

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum
 
 from penstock.core.errors import IllegalTransition
@@ -44,16 +44,16 @@ NEXT: Mapping[BlockState, frozenset[BlockState]] = {
 class BlockPool:
     """`n_blocks` blocks of one state group.
 
-    on_evict is called with a block whose cached content is about to be lost; `save`, which a lower tier may set, before
-    that.
+    on_evict is called with blocks whose cached content is about to be lost; `save`, which a lower tier may set, with
+    each of them before that.
     """
 
     def __init__(
-        self, n_blocks: int, retain: RetainPolicy, on_evict: Callable[[int], None] = lambda block: None
+        self, n_blocks: int, retain: RetainPolicy, on_evict: Callable[[Iterable[int]], None] = lambda blocks: None
     ) -> None:
         self.n_blocks = n_blocks
         self.retain = retain
-        self.save: Callable[[int], None] = lambda block: None
+        self.save: Callable[[int], None] | None = None
         self._on_evict = on_evict
         self._state = [B.FREE] * n_blocks
         self._users = [0] * n_blocks
@@ -89,7 +89,7 @@ class BlockPool:
         assert to is not B.PINNED, "a pin has a time: give the block back with it"
         self._move(block, to)
         if to is B.CACHED:
-            self.retain.on_cached(block, now_s)
+            self.retain.on_cached((block,), now_s)
 
     def _check_legal(self, block: int, to: BlockState) -> None:
         at = self._state[block]
@@ -108,9 +108,8 @@ class BlockPool:
             del self._moving[block]
         elif at is B.CACHED:
             if to is B.FREE:
-                self.save(block)
-                self._on_evict(block)
-            self.retain.on_removed(block)
+                self._let_go((block,))
+            self.retain.on_removed((block,))
         elif at is B.PINNED:
             del self._pinned_until_s[block]
         self._state[block] = to
@@ -125,28 +124,34 @@ class BlockPool:
         """`n` blocks for one user, evicting cached ones if it must. None, and nothing changed, if they are too few."""
         if n > self.available:
             return None
-        self._evict(n - len(self._free) - len(self._moving))
         n_free = min(n, len(self._free))
+        n_evicted = max(0, n - len(self._free) - len(self._moving))
         taken = [self._free.popitem(last=False)[0] for _ in range(n_free)]
-        taken += [self._moving.popitem(last=False)[0] for _ in range(n - n_free)]
+        if n_evicted:
+            taken += self._evict(n_evicted)
+        taken += [self._moving.popitem(last=False)[0] for _ in range(n - n_free - n_evicted)]
         self._counts[B.FREE] -= n_free
-        self._counts[B.MOVING] -= n - n_free
+        self._counts[B.CACHED] -= n_evicted
+        self._counts[B.MOVING] -= n - n_free - n_evicted
         self._counts[B.ACTIVE] += n
         for block in taken:
             self._state[block] = B.ACTIVE
             self._users[block] = 1
         return tuple(taken)
 
-    def _evict(self, n: int) -> None:
-        for _ in range(n):
-            block = self.retain.victim()
-            self.save(block)
-            self._on_evict(block)
-            self.retain.on_removed(block)
-            self._state[block] = B.FREE
-            self._free[block] = None
-        self._counts[B.CACHED] -= max(0, n)
-        self._counts[B.FREE] += max(0, n)
+    def _evict(self, n: int) -> Sequence[int]:
+        """Blocks that are cached no more; what they are instead is the caller's business."""
+        blocks = self.retain.victims(n)
+        self._let_go(blocks)
+        self.retain.on_removed(blocks)
+        return blocks
+
+    def _let_go(self, blocks: Sequence[int]) -> None:
+        """The content of these cached blocks is about to be lost."""
+        if self.save is not None:
+            for block in blocks:
+                self.save(block)
+        self._on_evict(blocks)
 
     def share(self, block: int) -> None:
         """One more user of a block with content: it becomes, or stays, active."""
@@ -162,27 +167,29 @@ class BlockPool:
         self, blocks: Iterable[int], keep: Callable[[int], bool], now_s: float, pin_until_s: float | None = None
     ) -> None:
         """The same for many: `keep` is asked about each."""
-        is_pinned = pin_until_s is not None and pin_until_s > now_s
-        n_freed = n_cached = 0
+        kept, n_freed = [], 0
         for block in blocks:
             users = self._users[block] = self._users[block] - 1
             assert users >= 0, f"block {block} has no user to give it back"
             if users:
                 continue
-            if not keep(block):
+            if keep(block):
+                kept.append(block)
+            else:
                 self._state[block] = B.FREE
                 self._free[block] = None
                 n_freed += 1
-            elif is_pinned:
-                assert pin_until_s is not None
-                self._pin(block, pin_until_s)
-            else:
-                self._state[block] = B.CACHED
-                self.retain.on_cached(block, now_s)
-                n_cached += 1
-        self._counts[B.ACTIVE] -= n_freed + n_cached
+        self._counts[B.ACTIVE] -= n_freed
         self._counts[B.FREE] += n_freed
-        self._counts[B.CACHED] += n_cached
+        if pin_until_s is not None and pin_until_s > now_s:
+            for block in kept:
+                self._pin(block, pin_until_s)
+        elif kept:
+            for block in kept:
+                self._state[block] = B.CACHED
+            self._counts[B.ACTIVE] -= len(kept)
+            self._counts[B.CACHED] += len(kept)
+            self.retain.on_cached(kept, now_s)
 
     def _pin(self, block: int, until_s: float) -> None:
         self._move(block, B.PINNED)
@@ -199,7 +206,7 @@ class BlockPool:
     def unpin(self, block: int, now_s: float) -> None:
         """End a pin early."""
         self._move(block, B.CACHED)
-        self.retain.on_cached(block, now_s)
+        self.retain.on_cached((block,), now_s)
 
     def audit(self, tables: Iterable[Iterable[int]]) -> None:
         """Check conservation against the block tables of all users; an AssertionError names what is off."""

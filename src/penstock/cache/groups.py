@@ -177,9 +177,9 @@ class PagedGroup:
 
     def start(self, seq_id: str, chain: KeyChain, hit_tokens: int) -> tuple[int, ...]:
         assert seq_id not in self._tables, f"{seq_id} has a table already"
-        table = []
+        known, table = self.index.of(chain), []
         for k in range(hit_tokens // self.spec.block_tokens):
-            block = self.index.find(chain.key(k))
+            block = known.get(chain.key(k))
             assert block is not None, f"{seq_id}: block {k} of its prefix hit is gone"
             table.append(block)
         for block in table:
@@ -221,7 +221,7 @@ class PagedGroup:
     def note_full(self, seq_id: str, chain: KeyChain, tokens: int) -> None:
         noted, whole = self._noted[seq_id], tokens // self.spec.block_tokens
         if whole > noted:
-            self.index.put_all(chain.keys(noted, whole), self._tables[seq_id][noted:whole])
+            self.index.note(chain, noted, self._tables[seq_id][noted:whole])
             self._noted[seq_id] = whole
 
     def release(self, seq_id: str, now_s: float, pin_until_s: float | None = None) -> None:

@@ -143,7 +143,8 @@ class Memory:
         if not self._share_prefixes or seq.request.sampling.prompt_logprobs is not None:
             return 0, 0
         chain, host = self._chain(seq), self.host
-        device = self._longest_hit(chain, len(seq.tokens) - 1, [group.index.has for group in self.groups])
+        on_device: list[Has] = [group.index.of(chain).__contains__ for group in self.groups]
+        device = self._longest_hit(chain, len(seq.tokens) - 1, on_device)
         if host is None:
             return device, 0
         in_either: list[Has] = [partial(host.has, g) for g in range(len(self.groups))]

@@ -106,9 +106,9 @@ class WindowedGroup:
         return [chain.key(number) for number in self._read(hit_tokens)]
 
     def start(self, seq_id: str, chain: KeyChain, hit_tokens: int) -> tuple[int, ...]:
-        shared = {}
+        known, shared = self.index.of(chain), {}
         for number in self._read(hit_tokens):
-            block = self.index.find(chain.key(number))
+            block = known.get(chain.key(number))
             assert block is not None, f"{seq_id}: block {number} of its prefix hit is gone"
             shared[number] = block
         return self._begin(seq_id, shared, hit_tokens, hit_tokens // self.spec.block_tokens)
@@ -168,7 +168,7 @@ class WindowedGroup:
         for number in range(table.noted, tokens // self.spec.block_tokens):
             block = table.blocks.get(number)
             if block is not None:
-                self.index.put(chain.key(number), block)
+                self.index.note(chain, number, (block,))
             table.noted = number + 1
 
     def release(self, seq_id: str, now_s: float, pin_until_s: float | None = None) -> None:

@@ -192,13 +192,16 @@ class RetainPolicy(Protocol):
         """Asked when a sequence ends: keep its blocks from eviction until then (None: do not)."""
         ...
 
-    def on_cached(self, block: int, now_s: float) -> None: ...
-    def on_removed(self, block: int) -> None:
-        """It is in use again, or was evicted."""
+    def on_cached(self, blocks: Seq[int], now_s: float) -> None:
+        """They became evictable, in this order."""
         ...
 
-    def victim(self) -> int:
-        """The evictable block that goes next; there is at least one."""
+    def on_removed(self, blocks: Seq[int]) -> None:
+        """They are in use again, or were evicted."""
+        ...
+
+    def victims(self, n: int) -> Seq[int]:
+        """The `n` evictable blocks that go next; there are at least so many."""
         ...
 
 

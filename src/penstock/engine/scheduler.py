@@ -128,7 +128,8 @@ class Scheduler:
         if not 0 <= index < len(samples) or samples[index].state in ENDED:
             return  # it ended by itself meanwhile
         seq = samples[index]
-        del seq.tokens[len(seq.request.prompt) + max(0, output_tokens) :]
+        # another array: keys of what is computed already may yet be worked out from the old one
+        seq.tokens = seq.tokens[: len(seq.request.prompt) + max(0, output_tokens)]
         self._end(seq, FinishReason.STOP)
 
     # --- planning -----------------------------------------------------------------------------------------------------

@@ -180,27 +180,29 @@ def check_retain(new_policy: Callable[[], RetainPolicy], view: View, toggled: It
     for k, block in enumerate(toggled):
         for each in (policy, twin):
             if block in cached:
-                each.on_removed(block)
+                each.on_removed((block,))
             else:
-                each.on_cached(block, view.now_s + k)
+                each.on_cached((block,), view.now_s + k)
         cached ^= {block}
         if cached:
             _check_evictable(policy, twin, cached)
     while cached:
         block = _check_evictable(policy, twin, cached)
         for each in (policy, twin):
-            each.on_removed(block)
+            each.on_removed((block,))
         cached.remove(block)
     _unchanged(policy, before, view)
 
 
 def _check_evictable(policy: RetainPolicy, twin: RetainPolicy, cached: set[int]) -> int:
-    block = policy.victim()
-    if block not in cached:
-        raise PolicyViolation(policy, f"block {block} shall be evicted, evictable are {sorted(cached)}")
-    _same(policy, "the victim", block, policy.victim())
-    _same(policy, "the victim after the same events", block, twin.victim())
-    return block
+    """The block that goes next."""
+    victims = tuple(policy.victims(len(cached)))
+    if len(victims) != len(cached) or set(victims) != cached:
+        raise PolicyViolation(policy, f"blocks {sorted(victims)} shall be evicted, evictable are {sorted(cached)}")
+    _same(policy, "the victims", victims, tuple(policy.victims(len(cached))))
+    _same(policy, "the first victim", victims[:1], tuple(policy.victims(1)))
+    _same(policy, "the victims after the same events", victims, tuple(twin.victims(len(cached))))
+    return victims[0]
 
 
 def check_predict(policy: LengthPredictor, view: View) -> None:

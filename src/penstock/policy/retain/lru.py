@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
+from itertools import islice
 
 from penstock.core.sequence import SequenceView
 
@@ -17,11 +19,13 @@ class LeastRecentlyUsed:
     def pin_until_s(self, seq: SequenceView, now_s: float) -> float | None:
         return None
 
-    def on_cached(self, block: int, now_s: float) -> None:
-        self._order[block] = None
+    def on_cached(self, blocks: Sequence[int], now_s: float) -> None:
+        for block in blocks:
+            self._order[block] = None
 
-    def on_removed(self, block: int) -> None:
-        del self._order[block]
+    def on_removed(self, blocks: Sequence[int]) -> None:
+        for block in blocks:
+            del self._order[block]
 
-    def victim(self) -> int:
-        return next(iter(self._order))
+    def victims(self, n: int) -> Sequence[int]:
+        return tuple(islice(self._order, n))
