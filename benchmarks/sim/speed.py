@@ -1,10 +1,11 @@
 """How fast the simulator is: one instance on a recorded trace, and a fleet on made traffic.
 
     python benchmarks/sim/speed.py --trace azure_2023_conv.csv
-    python benchmarks/sim/speed.py --instances 64 --requests 1000000 --rate-per-s 320
+    python benchmarks/sim/speed.py --instances 64 --requests 1000000 --rate-per-s 320 --jobs 2
 
-Every run is a process of its own: real seconds, processor seconds, and the most memory it held are its own. `one by
-one` takes every step on its own (what a policy without `Steady` gets). Last line: JSON.
+Every run is a process of its own: real seconds, processor seconds, and the most memory it held are its own. With
+`--jobs` those of its processes are added; the dispatcher goes round then, and everywhere here. `one by one` takes every
+step on its own (what a policy without `Steady` gets). Last line: JSON.
 """
 
 from __future__ import annotations
@@ -14,13 +15,18 @@ import json
 import multiprocessing
 import resource
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from penstock.hardware import described, hardware_of
 from penstock.policy.presets import build_policies
+from penstock.sim.jobs import Jobs
 from penstock.sim.run import Setup, fleet_of
 from penstock.workload.commands import load_trace
+from penstock.workload.records import RequestRecord
+from penstock.workload.trace import Trace
 from penstock.workload.transform import take
 
 
@@ -36,11 +42,14 @@ class Run:
     requests: int | None
     rate_per_s: float | None
     leaps: bool
+    jobs: int = 1
 
 
 @dataclass(frozen=True)
 class Figures:
-    """simulated_s: from the first arrival to the last end. most_mib: resident, at any time."""
+    """steps: 0 where several processes took them. simulated_s: from the first arrival to the last end. most_mib:
+    resident, at any time; of several processes, as if all had been as large as the largest at once.
+    """
 
     name: str
     requests: int
@@ -51,35 +60,59 @@ class Figures:
     most_mib: float
 
 
-def measure(run: Run) -> Figures:
+def trace_of(run: Run) -> Trace:
     duration_s = None if run.rate_per_s is None or run.requests is None else 1.1 * run.requests / run.rate_per_s
     trace = load_trace(run.trace, 0, rate_per_s=run.rate_per_s, duration_s=duration_s)
-    trace = trace if run.requests is None else take(trace, run.requests)
+    return trace if run.requests is None else take(trace, run.requests)
+
+
+def measure(run: Run) -> Figures:
     setup = Setup(
-        hardware=hardware_of(described(run.model), run.device), policies=build_policies, n_instances=run.instances
+        hardware=hardware_of(described(run.model), run.device), policies=build_policies, n_instances=run.instances,
+        dispatch="round-robin",
+    )  # fmt: skip
+    began_s, began_cpu_s = time.perf_counter(), processor_s()
+    records, steps = _in_jobs(setup, run) if run.jobs > 1 else _in_one(setup, run)
+    real_s, took_cpu_s = time.perf_counter() - began_s, processor_s() - began_cpu_s
+    most_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if run.jobs > 1:
+        most_kib += run.jobs * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    return Figures(
+        name=run.name,
+        requests=len(records),
+        steps=steps,
+        simulated_s=max(record.end_s for record in records if record.end_s is not None) - records[0].scheduled_s,
+        real_s=real_s,
+        processor_s=took_cpu_s,
+        most_mib=most_kib / 1024,
     )
+
+
+def processor_s() -> float:
+    """Of this process and of those that it waited for."""
+    whose = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return sum(used.ru_utime + used.ru_stime for used in map(resource.getrusage, whose))
+
+
+def _in_jobs(setup: Setup, run: Run) -> tuple[list[RequestRecord], int]:
+    jobs = Jobs(setup=setup, make_trace=partial(trace_of, run), n_jobs=run.jobs)
+    jobs.run()
+    return jobs.records, 0
+
+
+def _in_one(setup: Setup, run: Run) -> tuple[list[RequestRecord], int]:
+    trace = trace_of(run)
     fleet = fleet_of(setup, trace)
     if not run.leaps:
         for instance in fleet.instances:
             instance.engine.steps_one_by_one()
-    began_s, began_cpu_s = time.perf_counter(), time.process_time()
     fleet.run(trace)
-    real_s, processor_s = time.perf_counter() - began_s, time.process_time() - began_cpu_s
-    ends_s = [record.end_s for record in fleet.records if record.end_s is not None]
-    return Figures(
-        name=run.name,
-        requests=len(fleet.records),
-        steps=int(sum(instance.engine.counters()["steps_total"] for instance in fleet.instances)),
-        simulated_s=max(ends_s) - fleet.records[0].scheduled_s,
-        real_s=real_s,
-        processor_s=processor_s,
-        most_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-    )
+    return fleet.records, int(sum(instance.engine.counters()["steps_total"] for instance in fleet.instances))
 
 
 def in_a_process(run: Run) -> Figures:
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(measure, (run,))
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(measure, run).result()
 
 
 def main() -> None:
@@ -90,6 +123,7 @@ def main() -> None:
     parser.add_argument("--instances", type=int, default=0, help="of a fleet on made traffic; 0: no fleet")
     parser.add_argument("--requests", type=int, default=100_000)
     parser.add_argument("--rate-per-s", type=float, default=320.0)
+    parser.add_argument("--jobs", type=int, default=1, help="processes that simulate the fleet")
     parser.add_argument("--one-by-one", action="store_true", help="the trace once more, without leaps")
     asked = parser.parse_args()
     runs = []
@@ -103,16 +137,18 @@ def main() -> None:
             Run(
                 name=f"fleet of {asked.instances}", trace="steady", model=asked.model, device=asked.device,
                 instances=asked.instances, requests=asked.requests, rate_per_s=asked.rate_per_s, leaps=True,
+                jobs=asked.jobs,
             )
         )  # fmt: skip
     figures = []
-    print("| run | requests | steps | simulated s | real s | times real time | us per request | most MiB |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    print("| run | requests | steps | simulated s | real s | processor s | times real time | us per request | MiB |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for run in runs:
         got = in_a_process(run)
         figures.append(got)
         print(
             f"| {got.name} | {got.requests:,} | {got.steps:,} | {got.simulated_s:,.0f} | {got.real_s:,.1f} | "
+            f"{got.processor_s:,.1f} | "
             f"{got.simulated_s / got.real_s:,.0f} | {got.real_s / got.requests * 1e6:,.0f} | {got.most_mib:,.0f} |",
             flush=True,
         )

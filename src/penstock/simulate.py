@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -30,11 +32,13 @@ from penstock.workload.kinds import Pacing
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from penstock.sim.fleet import Fleet
     from penstock.sim.run import Setup
     from penstock.workload.records import Run
     from penstock.workload.trace import Trace
 
 SHOWN_EVERY = 256  # requests between two looks at the progress bar
+LONG_REQUESTS = 10_000  # a trace that is worth the second that another process takes to start
 
 DEFAULT_DEVICE = "h200"
 
@@ -53,6 +57,14 @@ def simulate_command(
     ] = None,
     instances: Annotated[int, typer.Option(min=1, help="Engines behind the dispatcher.")] = 1,
     dispatch: Annotated[str, typer.Option(help="least-loaded or round-robin.")] = "least-loaded",
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Processes that simulate; more than 1 needs --dispatch round-robin and open pacing. "
+            "[default: one per core where that is so and the trace is long, else 1]",
+        ),
+    ] = None,
     policy: Annotated[
         list[str] | None, typer.Option("--policy", help="A preset; repeat it to compare. [default: default]")
     ] = None,
@@ -97,7 +109,6 @@ def simulate_command(
     from penstock.policy.presets import build_policies
     from penstock.runtime.memory_plan import parse_bytes
     from penstock.sim.run import Setup
-    from penstock.workload.transform import fill_objective, scale_rate, take
 
     console = Console()
     with one_line_errors():
@@ -108,10 +119,8 @@ def simulate_command(
             raise typer.Exit(0)
         limits = parse_objective(objective)
         check_outputs(out, html)
-        rows = load_trace(trace, seed, rate_per_s=rate_per_s, duration_s=duration_s, scale=scale)
-        rows = scale_rate(rows, speed, scales_pauses=True) if speed != 1 else rows
-        rows = take(rows, limit) if limit is not None else rows
-        rows = fill_objective(rows, limits) if limits != NO_OBJECTIVE else rows
+        make_trace = partial(_trace, trace, seed, rate_per_s, duration_s, scale, speed, limit, limits)
+        make_trace()  # a wrong one is told first
         devices = device or [DEFAULT_DEVICE if profile is None else device_of_profile(profile)]
         if len(devices) > 1 and not search:
             raise ConfigError("more than one --device: only --search compares devices; give one")
@@ -146,14 +155,40 @@ def simulate_command(
             ]
         progress_console = console if show_progress else Console(quiet=True)
         if search:
-            _search(setups, rows, limits, attainment, most_instances, console, progress_console)
+            _search(setups, make_trace, jobs, limits, attainment, most_instances, console, progress_console)
         else:
-            _compare(setups, rows, limits, out, html, console, progress_console)
+            _compare(setups, make_trace, jobs, limits, out, html, console, progress_console)
+
+
+def _trace(
+    name: str,
+    seed: int,
+    rate_per_s: float | None,
+    duration_s: float | None,
+    scale: float | None,
+    speed: float,
+    limit: int | None,
+    limits: Objective,
+) -> Trace:
+    """What the options ask for; every process of a simulation makes it for itself."""
+    from penstock.workload.transform import fill_objective, scale_rate, take
+
+    rows = load_trace(name, seed, rate_per_s=rate_per_s, duration_s=duration_s, scale=scale)
+    rows = scale_rate(rows, speed, scales_pauses=True) if speed != 1 else rows
+    rows = take(rows, limit) if limit is not None else rows
+    return fill_objective(rows, limits) if limits != NO_OBJECTIVE else rows
+
+
+def _faster(make_trace: Callable[[], Trace], speed: float) -> Trace:
+    from penstock.workload.transform import scale_rate
+
+    return scale_rate(make_trace(), speed) if speed != 1 else make_trace()
 
 
 def _compare(
     setups: list[Setup],
-    rows: Trace,
+    make_trace: Callable[[], Trace],
+    jobs: int | None,
     limits: Objective,
     out: Path | None,
     html: Path | None,
@@ -169,7 +204,7 @@ def _compare(
     runs: list[Run] = []
     shown = []
     for setup in setups:
-        run = simulate_with_bar(setup, rows, progress_console)
+        run = simulate_with_bar(setup, make_trace, progress_console, jobs)
         runs.append(run)
         shown.append(render(run, summarise(run, limits)))
         console.print(shown[-1])
@@ -191,7 +226,8 @@ def _compare(
 
 def _search(
     setups: list[Setup],
-    rows: Trace,
+    make_trace: Callable[[], Trace],
+    jobs: int | None,
     limits: Objective,
     attainment_frac: float,
     most_instances: int,
@@ -203,9 +239,8 @@ def _search(
 
     from penstock.sim.search import fewest_instances, highest_speed
     from penstock.workload.measure import summarise
-    from penstock.workload.transform import scale_rate
 
-    rate_per_s = _rate_per_s(rows)
+    rate_per_s = _rate_per_s(make_trace())
     table = Table(title=f"At least {attainment_frac:.0%} of requests within their limits", title_justify="left")
     for column in ("policy", "device", "instances", "highest rate, requests/s", "for this trace", "US$ per hour"):
         table.add_column(column, justify="left" if column in ("policy", "device") else "right")
@@ -215,8 +250,9 @@ def _search(
         tried.clear()
 
         def attained(speed: float, n: int, setup: Setup = setup) -> float:
-            load = scale_rate(rows, speed) if speed != 1 else rows
-            run = simulate_with_bar(replace(setup, n_instances=n), load, progress_console)
+            load = partial(_faster, make_trace, speed)
+            n_jobs = None if jobs is None else min(jobs, n)
+            run = simulate_with_bar(replace(setup, n_instances=n), load, progress_console, n_jobs)
             if not run.header.is_whole:
                 raise KeyboardInterrupt
             frac = summarise(run, limits).attainment_frac
@@ -260,14 +296,29 @@ def _rate_per_s(rows: Trace) -> float:
     return (len(arrivals_s) - 1) / (arrivals_s[-1] - arrivals_s[0]) if arrivals_s[-1] > arrivals_s[0] else 0.0
 
 
-def simulate_with_bar(setup: Setup, trace: Trace, console: Console) -> Run:
-    """Simulate while a bar shows how far it is. Ctrl-C ends it early, with the records of what had ended."""
+def simulate_with_bar(
+    setup: Setup, make_trace: Callable[[], Trace], console: Console, n_jobs: int | None = None
+) -> Run:
+    """Simulate while a bar shows how far it is. Ctrl-C ends it early, with the records of what had ended.
+
+    n_jobs: processes; None: one per core, where instances never meet and there is work for them.
+    """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+    from penstock.sim.jobs import Jobs, most_jobs
     from penstock.sim.run import fleet_of, run_of
 
+    trace = make_trace()
     total = sum(1 for _ in trace)  # a wrong row is told before anything runs
-    fleet = fleet_of(setup, trace)
+    if n_jobs is None:
+        n_jobs = min(most_jobs(setup), os.cpu_count() or 1) if total >= LONG_REQUESTS else 1
+    served: Jobs | Fleet
+    if n_jobs > 1:
+        served = Jobs(setup=setup, make_trace=make_trace, n_jobs=n_jobs)
+        simulate: Callable[[Callable[[int, float], None]], None] = served.run
+    else:
+        served = fleet_of(setup, trace)
+        simulate = partial(served.run, trace)
     columns = (TextColumn(setup.label), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
     is_whole = True
     with Progress(
@@ -275,12 +326,16 @@ def simulate_with_bar(setup: Setup, trace: Trace, console: Console) -> Run:
     ) as progress:
         bar = progress.add_task("", total=total)
 
+        shown = 0
+
         def show(n: int, at_s: float) -> None:
-            if n % SHOWN_EVERY == 0:
+            nonlocal shown
+            if n - shown >= SHOWN_EVERY:
+                shown = n
                 progress.update(bar, completed=n, description=f"second {at_s:.0f}")
 
         try:
-            fleet.run(trace, show)
+            simulate(show)
         except KeyboardInterrupt:
             is_whole = False
-    return run_of(setup, trace, fleet, is_whole=is_whole)
+    return run_of(setup, trace, served, is_whole=is_whole)

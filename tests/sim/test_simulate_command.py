@@ -47,6 +47,7 @@ def test_a_search_names_the_cheapest_fleet():
         (["--model", "nowhere"], "nowhere is no folder"),
         (["--policy", "wild"], "wild"),
         (["--dispatch", "wild"], "round-robin"),
+        (["--instances", "2", "--jobs", "2"], "at most 1 can work apart"),
         (["--device", "l4", "--kv-memory", "1KiB"], "hold 0 tokens of llama-8b"),
         (["--trace", "missing.csv"], "missing.csv"),
     ],
@@ -55,3 +56,11 @@ def test_a_wrong_option_is_one_line_and_exit_code_2(arguments, words):
     done = CliRunner().invoke(app, [*SHORT[:1], *(SHORT[1:] if "--trace" not in arguments else SHORT[-1:]), *arguments])
     assert done.exit_code == 2, done.output
     assert words in " ".join((done.output + done.stderr).split())
+
+
+def test_several_processes_write_what_one_does(tmp_path):
+    fleet = ("--instances", "3", "--dispatch", "round-robin")
+    for n_jobs in ("1", "2"):
+        code, output = run(*fleet, "--jobs", n_jobs, "--out", str(tmp_path / f"{n_jobs}.json"))
+        assert code == 0, output
+    assert (tmp_path / "1.json").read_bytes() == (tmp_path / "2.json").read_bytes()

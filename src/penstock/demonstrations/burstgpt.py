@@ -109,7 +109,10 @@ def demonstrate(tokens: int | None = None, html: Path | None = None) -> None:
 def simulated(console: Console, load: Load = ON_GPU, model: str = "llama-8b", device: str = "h200") -> Panel:
     """The engine's own scheduler on a virtual clock."""
     setup = Setup(hardware=hardware_of(described(model), device), policies=partial(build_policies, "default"))
-    runs = [_whole(simulate_with_bar(replace(setup, label=kind.value), load.trace(kind), console)) for kind in Traffic]
+    runs = [
+        _whole(simulate_with_bar(replace(setup, label=kind.value), partial(load.trace, kind), console))
+        for kind in Traffic
+    ]
     return Panel(title=f"{model} on one {device}, simulated", note=setup.hardware.cost.describe(), load=load, runs=runs)
 
 

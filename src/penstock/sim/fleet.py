@@ -13,7 +13,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from penstock.core.errors import InvalidRequest, Overloaded
 from penstock.core.request import Request, SamplingParams
@@ -29,7 +29,12 @@ MOST_TIMED = 20_000  # requests, the first of a trace, whose record has the time
 
 
 class Dispatcher(Protocol):
-    """Which instance serves a request that has just arrived?"""
+    """Which instance serves a request that has just arrived?
+
+    goes_round: request i of those that arrive is served by instance i modulo their number, whatever they do.
+    """
+
+    goes_round: ClassVar[bool]
 
     def choose(self, request: TraceRequest, instances: Sequence[Instance]) -> Instance: ...
 
@@ -38,6 +43,7 @@ class Dispatcher(Protocol):
 class RoundRobin:
     """One after the other."""
 
+    goes_round: ClassVar[bool] = True
     _next: int = 0
 
     def choose(self, request: TraceRequest, instances: Sequence[Instance]) -> Instance:
@@ -49,11 +55,13 @@ class RoundRobin:
 class LeastLoaded:
     """The one with the fewest open requests, running or waiting; of equals the first."""
 
+    goes_round: ClassVar[bool] = False
+
     def choose(self, request: TraceRequest, instances: Sequence[Instance]) -> Instance:
         return min(instances, key=lambda instance: (instance.n_open, instance.index))
 
 
-DISPATCHERS: dict[str, Callable[[], Dispatcher]] = {"round-robin": RoundRobin, "least-loaded": LeastLoaded}
+DISPATCHERS: dict[str, type[RoundRobin] | type[LeastLoaded]] = {"round-robin": RoundRobin, "least-loaded": LeastLoaded}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -68,7 +76,9 @@ class Answers:
 
 @dataclass(slots=True, kw_only=True)
 class Fleet:
-    """Serves a trace. are_lengths_hidden: requests say no `max_tokens`, so no policy knows how long an answer gets."""
+    """Serves a trace. are_lengths_hidden: requests say no `max_tokens`, so no policy knows how long an answer gets.
+    serves: which requests of an open trace, by their place in it, are not passed over.
+    """
 
     instances: Sequence[Instance]
     dispatcher: Dispatcher
@@ -76,6 +86,7 @@ class Fleet:
     answers: Answers
     pacing: Pacing = Pacing.OPEN
     are_lengths_hidden: bool = False
+    serves: Callable[[int], bool] = lambda index: True
     records: list[RequestRecord] = field(default_factory=list)
     _times_s: dict[str, array[float]] = field(default_factory=dict)  # of the tokens of open requests
     _due_s: dict[int, float] = field(default_factory=dict)  # by busy instance
@@ -123,7 +134,7 @@ class Fleet:
         """Requests that arrive at their own time; of a closed-loop session the first turn only."""
         rows = enumerate(trace)
         if self.pacing is Pacing.OPEN:
-            yield from ((row.arrival_s, index, row) for index, row in rows)
+            yield from ((row.arrival_s, index, row) for index, row in rows if self.serves(index))
             return
         known = list(rows)
         seen: set[str] = set()

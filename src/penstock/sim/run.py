@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from penstock.core.errors import UnknownName
 from penstock.engine.limits import QueueLimits
@@ -39,8 +40,25 @@ class Setup:
         return self.n_instances * self.hardware.device.price_per_hour
 
 
-def fleet_of(setup: Setup, trace: Trace) -> Fleet:
-    """Instances, dispatcher and prompts, ready to run."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """Every `n_jobs`-th instance, from number `job` on, of a fleet behind a dispatcher that goes round."""
+
+    job: int = 0
+    n_jobs: int = 1
+
+
+WHOLE = Share()
+
+
+class Recorded(Protocol):
+    """What has served a trace."""
+
+    records: list[RequestRecord]
+
+
+def fleet_of(setup: Setup, trace: Trace, share: Share = WHOLE) -> Fleet:
+    """Instances, dispatcher and prompts, ready to run. A share of a fleet passes over requests of other instances."""
     answers = Answers()
 
     def instance(index: int) -> Instance:
@@ -52,16 +70,17 @@ def fleet_of(setup: Setup, trace: Trace) -> Fleet:
         )
 
     return Fleet(
-        instances=[instance(index) for index in range(setup.n_instances)],
+        instances=[instance(index) for index in range(len(range(share.job, setup.n_instances, share.n_jobs)))],
         dispatcher=DISPATCHERS[setup.dispatch](),
         prompts=PromptStream(seed=setup.seed, block_tokens=trace.header.block_tokens or DEFAULT_BLOCK_TOKENS),
         answers=answers,
         pacing=setup.pacing,
         are_lengths_hidden=setup.are_lengths_hidden,
+        serves=lambda index: index % setup.n_instances % share.n_jobs == share.job,
     )
 
 
-def run_of(setup: Setup, trace: Trace, fleet: Fleet, *, is_whole: bool = True) -> Run:
+def run_of(setup: Setup, trace: Trace, fleet: Recorded, *, is_whole: bool = True) -> Run:
     """What a fleet has recorded by now, as a replay would have. is_whole: it came to the trace's end."""
     header = RunHeader(
         trace=trace.header.name,
