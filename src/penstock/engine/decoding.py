@@ -7,6 +7,7 @@ it reaches its output limit. Both stand in a calendar by step; a step looks at i
 from __future__ import annotations
 
 import heapq
+import sys
 from collections import defaultdict
 from collections.abc import Mapping
 
@@ -25,6 +26,7 @@ class Decoding:
         self._join_of: dict[int, int] = {}
         self._n_joins = 0
         self._full: defaultdict[int, Page] = defaultdict(list)
+        self._full_steps: list[int] = []  # the keys of `_full`, those that were taken among them, a heap
         self._limit: defaultdict[int, Page] = defaultdict(list)
         self._limit_steps: list[int] = []  # the keys of `_limit`, a heap
         self._version = 0
@@ -65,13 +67,20 @@ class Decoding:
         """A member got room for tokens [0, capacity)."""
         self._note_capacity(seq, capacity_tokens)
 
-    def advance(self) -> None:
-        """Everyone takes a step; those who reached their output limit leave."""
-        self._counter.steps += 1
+    def advance(self, steps: int = 1) -> None:
+        """Everyone takes so many steps, at most `steps_to_limit`; those who reached their output limit leave."""
+        self._counter.steps += steps
         if self._limit_steps and self._limit_steps[0] == self._counter.steps:
             heapq.heappop(self._limit_steps)
             for seq in self._live(self._limit.pop(self._counter.steps)):
                 self.leave(seq)
+
+    @property
+    def steps_to_full(self) -> int:
+        """Steps after which `take_full` may have somebody again, and before which it has nobody; at least 1."""
+        while self._full_steps and self._full_steps[0] <= self._counter.steps:
+            heapq.heappop(self._full_steps)
+        return self._full_steps[0] - self._counter.steps if self._full_steps else sys.maxsize
 
     @property
     def steps_to_limit(self) -> int:
@@ -99,8 +108,10 @@ class Decoding:
 
     def _note_capacity(self, seq: Sequence, capacity_tokens: int | None) -> None:
         if capacity_tokens is not None and seq.row is not None:
-            steps_left = capacity_tokens - seq.planned_tokens
-            self._full[self._counter.steps + steps_left].append((seq.row, self._join_of[seq.row]))
+            at = self._counter.steps + capacity_tokens - seq.planned_tokens
+            if at not in self._full:
+                heapq.heappush(self._full_steps, at)
+            self._full[at].append((seq.row, self._join_of[seq.row]))
 
     def _live(self, page: Page) -> list[Sequence]:
         return [self._members[row] for row, join in page if self._join_of.get(row) == join]

@@ -49,7 +49,7 @@ class Leaps:
         group = decoding.group
         if any(planned.plan.decode is not group or planned.chunk_owners for planned in out):
             return 0
-        most = decoding.steps_to_limit - 1  # at the limit somebody leaves
+        most = decoding.steps_to_limit  # somebody leaves when the last of these is planned
         for layers in self._memory.groups:  # nobody has to yield while each may take a block in as many steps
             blocks_each = layers.pool.available // len(decoding) - (BLOCKS_AHEAD - 1)
             most = min(most, blocks_each * layers.spec.block_tokens)
@@ -63,21 +63,24 @@ class Leaps:
     def take(self, ahead: Foresight, steps: int, now_s: float, first_id: int) -> tuple[Leap, list[Update]]:
         """Take `steps` steps. Returns what they were, and what they brought."""
         decoding = self._residents.decoding
-        group, members = decoding.group, decoding.members
+        group, members = decoding.group, tuple(decoding.members.items())  # some may leave with the last step
         tokens = dict(zip(group.rows, ahead.tokens.tolist(), strict=True))
         ends_s: list[float] = ahead.ends_s[:steps].tolist()
-        began_tokens = {row: len(seq.tokens) for row, seq in members.items()}
+        began_tokens = {row: len(seq.tokens) for row, seq in members}
         grows: list[tuple[int, RowBlocks]] = []
-        for step in range(steps):
+        step = 0
+        while step < steps:
             if full := decoding.take_full():
                 self._memory.tick(ends_s[step - 1] if step else now_s)
                 for seq in full:
                     assert seq.row is not None
                     _learn(seq, tokens[seq.row], began_tokens[seq.row] + step)
                     grows.extend((step, grow) for grow in self._grow(seq))
-            decoding.advance()
+            alike = min(steps - step, decoding.steps_to_full)
+            decoding.advance(alike)
+            step += alike
         updates = []
-        for row, seq in members.items():
+        for row, seq in members:
             _learn(seq, tokens[row], began_tokens[row] + steps)
             seq.last_token_s = ends_s[-1]
             updates.append(Update(seq.request.id, seq.index, [tokens[row]] * steps))

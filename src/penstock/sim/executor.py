@@ -138,7 +138,7 @@ class SimExecutor:
         return result
 
     def foresee(self, group: DecodeGroup, steps: int) -> Foresight | None:
-        """Until an answer ends, or a window is full."""
+        """Until a window is full, or a result is collected with which an answer ends."""
         loads, rows = self._loads, len(group.rows)
         if self._has_own_host_time or group is not loads.group:
             return None
@@ -146,7 +146,7 @@ class SimExecutor:
             if result.tokens.base is not self._ordinary or len(result.tokens) != rows:
                 return None  # an end is on its way, or it is of other members
         if self._endings:
-            steps = min(steps, self._endings[0][0] - loads.steps - 1)
+            steps = min(steps, self._endings[0][0] - loads.steps - 1 + len(self._submitted))
         steps = min(steps, loads.steps_alike)
         if steps < 1:
             return None
@@ -175,11 +175,15 @@ class SimExecutor:
     def leap(self, leap: Leap) -> None:
         ahead, self._ahead = self._ahead, None
         assert ahead is not None, "ask what is foreseen first"
-        n_out, tokens = len(self._submitted), self._ordinary[: leap.decode.tokens]
-        self._loads.leap(leap.steps)
+        n_out, n_collected = len(self._submitted), max(0, leap.steps - len(self._submitted))
+        self._loads.leap(n_collected)
         self._busy_until_s = float(ahead.done_s[leap.steps + n_out - 1])
         self._submitted.clear()
         for at in range(leap.steps, leap.steps + n_out):
+            tokens = self._ordinary[: leap.decode.tokens]
+            if at >= n_out:  # the others were out before the leap
+                self._loads.leap(1)
+                tokens = self._with_ends(leap.decode)
             result = StepResult(tokens=tokens, device_s=float(ahead.device_s[at]))
             self._submitted.append((float(ahead.done_s[at]), leap.first_id + at - n_out, result))
         self._clock.wait_until(float(ahead.ends_s[leap.steps - 1]))
@@ -207,6 +211,11 @@ class SimExecutor:
             heapq.heappush(self._endings, (loads.steps + self._ends[row] - loads.keys(row) - 1, row))
         if len(self._ordinary) < group.tokens:
             self._ordinary = np.full(2 * group.tokens, self._some_token, np.int32)
+        return self._with_ends(group)
+
+    def _with_ends(self, group: DecodeGroup) -> npt.NDArray[np.int32]:
+        """The tokens of the step that was followed last."""
+        loads = self._loads
         tokens = self._ordinary[: group.tokens]
         if not group.rows or not self._endings or self._endings[0][0] > loads.steps:
             return tokens
