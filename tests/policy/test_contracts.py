@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -53,7 +54,9 @@ def test_admit(name, view):
 @given(view=views().filter(lambda view: any(seq.state is SeqState.PAUSED for seq in view.running)))
 def test_where_only_paused_sequences_are_left_one_goes_on(name, view):
     paused = tuple(seq for seq in view.running if seq.state is SeqState.PAUSED)
-    check_admit(policy_of("admit", name), replace(view, prefilling=(), decoding=NO_DECODE, running=paused))
+    check_admit(
+        policy_of("admit", name), msgspec.structs.replace(view, prefilling=(), decoding=NO_DECODE, running=paused)
+    )
 
 
 @rows_of("batch")

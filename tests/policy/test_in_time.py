@@ -6,6 +6,7 @@ import random
 from dataclasses import replace
 from functools import partial
 
+import msgspec
 import pytest
 
 from penstock.core.clock import VirtualClock
@@ -32,7 +33,7 @@ def seen(policy, n_steps=50, step_s=0.1, chunk_tokens=100):
     view = make_view()
     for k in range(n_steps):
         plan = Plan(decode=DecodeGroup((0,), 1), chunks=(Chunk(row=1, start=0, stop=chunk_tokens),))
-        policy.on_step(plan, replace(view, now_s=k * step_s))
+        policy.on_step(plan, msgspec.structs.replace(view, now_s=k * step_s))
     return policy
 
 

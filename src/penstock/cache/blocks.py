@@ -134,9 +134,10 @@ class BlockPool:
         self._counts[B.CACHED] -= n_evicted
         self._counts[B.MOVING] -= n - n_free - n_evicted
         self._counts[B.ACTIVE] += n
+        states, users = self._state, self._users
         for block in taken:
-            self._state[block] = B.ACTIVE
-            self._users[block] = 1
+            states[block] = B.ACTIVE
+            users[block] = 1
         return tuple(taken)
 
     def _evict(self, n: int) -> Sequence[int]:
@@ -167,16 +168,17 @@ class BlockPool:
         self, blocks: Iterable[int], keep: Callable[[int], bool], now_s: float, pin_until_s: float | None = None
     ) -> None:
         """The same for many: `keep` is asked about each."""
+        states, users = self._state, self._users
         kept, n_freed = [], 0
         for block in blocks:
-            users = self._users[block] = self._users[block] - 1
-            assert users >= 0, f"block {block} has no user to give it back"
-            if users:
+            left = users[block] = users[block] - 1
+            assert left >= 0, f"block {block} has no user to give it back"
+            if left:
                 continue
             if keep(block):
                 kept.append(block)
             else:
-                self._state[block] = B.FREE
+                states[block] = B.FREE
                 self._free[block] = None
                 n_freed += 1
         self._counts[B.ACTIVE] -= n_freed
@@ -186,7 +188,7 @@ class BlockPool:
                 self._pin(block, pin_until_s)
         elif kept:
             for block in kept:
-                self._state[block] = B.CACHED
+                states[block] = B.CACHED
             self._counts[B.ACTIVE] -= len(kept)
             self._counts[B.CACHED] += len(kept)
             self.retain.on_cached(kept, now_s)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol, runtime_checkable
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -97,8 +98,7 @@ class TokenLogprobs:
     top: tuple[tuple[int, float], ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepResult:
+class StepResult(msgspec.Struct, frozen=True, kw_only=True):
     """What a step produced. tokens: int32 [samples], in the order that `Plan` states; one per sampling row.
 
     logprobs: by index into `tokens`, for the rows that asked. prompt_logprobs: by index into `plan.chunks`; entry k
@@ -110,8 +110,8 @@ class StepResult:
     """
 
     tokens: npt.NDArray[np.int32]
-    logprobs: Mapping[int, TokenLogprobs] = field(default_factory=dict)
-    prompt_logprobs: Mapping[int, tuple[TokenLogprobs, ...]] = field(default_factory=dict)
+    logprobs: Mapping[int, TokenLogprobs] = {}
+    prompt_logprobs: Mapping[int, tuple[TokenLogprobs, ...]] = {}
     device_s: float = 0.0
     moved: tuple[tuple[int, float], ...] = ()
     keys_read: int = 0

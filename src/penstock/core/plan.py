@@ -7,8 +7,10 @@ sampling parameters). The device keeps these between steps, so a steady decode i
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
+
+import msgspec
 
 from penstock.core.request import SamplingParams, Tokens
 
@@ -104,8 +106,7 @@ class BlockMove:
     toward: Toward
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """One step. Executors apply `ends`, moves to the host, `starts`, `grows`, moves to the device and `copies`, in this
     order, then compute.
 
@@ -121,7 +122,7 @@ class Plan:
     grows: tuple[RowBlocks, ...] = ()
     moves: tuple[BlockMove, ...] = ()
     copies: tuple[BlockCopy, ...] = ()
-    sampling_chunks: tuple[int, ...] = field(default=())
+    sampling_chunks: tuple[int, ...] = ()
 
     @property
     def tokens(self) -> int:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
+import msgspec
+
 from penstock.core.plan import Chunk, DecodeGroup, Plan
 from penstock.core.request import Request
 from penstock.core.sequence import SequenceView
@@ -53,8 +55,7 @@ class MemoryView(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Estimate:
+class Estimate(msgspec.Struct, frozen=True):
     """Seconds that a step takes; the truth is expected within `band_frac` of it.
 
     is_extrapolated: the step is larger than anything that was measured.
@@ -93,8 +94,7 @@ class LengthPredictor(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class View:
+class View(msgspec.Struct, frozen=True, kw_only=True):
     """The state of one instance at one moment. Orders are total; nothing here changes while a policy looks.
 
     waiting: the queue, in the order of arrival at it; the `order` slot ranks it for admission. prefilling: running

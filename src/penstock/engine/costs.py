@@ -15,7 +15,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from penstock.core.executor import ModelFacts, StepResult
 from penstock.core.plan import Plan, Toward
@@ -84,8 +85,7 @@ class _Factor:
         self._off_frac = before_frac + (off_frac - before_frac) * new_weight / self._weight
 
 
-@dataclass(frozen=True, slots=True)
-class Foreseen:
+class Foreseen(msgspec.Struct, frozen=True):
     """A plan that is out: its load, what the model says that it takes, and that corrected by live steps."""
 
     plan_id: int

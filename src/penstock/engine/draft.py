@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import msgspec
+
 from penstock.core.plan import BlockCopy, BlockMove, Chunk, DecodeGroup, Plan, RowBlocks, RowStart
 from penstock.core.sequence import Sequence
 
@@ -45,8 +47,7 @@ class Draft:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Planned:
+class Planned(msgspec.Struct, frozen=True):
     """A plan that was handed out, and whose samples its result will bring: (sequence, epoch), in order."""
 
     plan: Plan

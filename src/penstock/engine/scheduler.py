@@ -354,7 +354,8 @@ class Scheduler:
             self._append(seq, token, logprobs.get(i) if logprobs else None)
 
     def _append(self, seq: Sequence, token: int, logprobs: TokenLogprobs | None) -> None:
-        seq.tokens.append(token)
+        tokens = seq.tokens
+        tokens.append(token)
         if seq.state is not SeqState.RUNNING:
             self._queue.note_changed()
         seq.last_token_s = self._now_s
@@ -369,7 +370,7 @@ class Scheduler:
         if token in seq.stop_ids:
             update.stop_token = token
             self._end(seq, FinishReason.STOP, update)
-        elif seq.output_tokens >= seq.output_limit_tokens:
+        elif len(tokens) - len(seq.request.prompt) >= seq.output_limit_tokens:
             self._end(seq, FinishReason.LENGTH, update)
 
     def _end(self, seq: Sequence, reason: FinishReason, update: Update | None = None) -> None:

@@ -8,8 +8,10 @@ it looked at. The project's tests run them on every row of the tables over rando
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import inf, isfinite
+
+from msgspec.structs import replace
 
 from penstock.core.errors import PolicyViolation
 from penstock.core.plan import NO_DECODE, Plan

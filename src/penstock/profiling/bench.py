@@ -5,9 +5,9 @@ from __future__ import annotations
 import statistics
 from array import array
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
+from msgspec.structs import replace
 
 from penstock.core.executor import StateSpec, StepResult
 from penstock.core.plan import NO_DECODE, BlockMove, Chunk, DecodeGroup, Plan, RowStart, Toward

@@ -121,7 +121,8 @@ class Fleet:
             instance = self.instances[index]
             self._leap(instance)
             for update in instance.engine.step():
-                self._note_times(update, (instance.clock.now_s(),) * len(update.tokens))
+                if update.tokens:
+                    self._note_times(update, (instance.clock.now_s(),) * len(update.tokens))
                 if update.finish is not None:
                     self._end(update, instance, upcoming)
                     on_progress(len(self.records), instance.clock.now_s())

@@ -20,12 +20,14 @@ class LeastRecentlyUsed:
         return None
 
     def on_cached(self, blocks: Sequence[int], now_s: float) -> None:
+        order = self._order
         for block in blocks:
-            self._order[block] = None
+            order[block] = None
 
     def on_removed(self, blocks: Sequence[int]) -> None:
+        order = self._order
         for block in blocks:
-            del self._order[block]
+            del order[block]
 
     def victims(self, n: int) -> Sequence[int]:
         return tuple(islice(self._order, n))
