@@ -15,9 +15,12 @@ import json
 import multiprocessing
 import resource
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
+from math import inf
 from pathlib import Path
 
 from penstock.hardware import described, hardware_of
@@ -43,6 +46,22 @@ class Run:
     rate_per_s: float | None
     leaps: bool
     jobs: int = 1
+    within_s: float = inf
+
+
+class Over(Exception):
+    """The time that a run may take."""
+
+
+def ending(within_s: float) -> Callable[[int, float], None]:
+    """Raises `Over` after so many real seconds."""
+    until_s = time.monotonic() + within_s
+
+    def look(n: int, at_s: float) -> None:
+        if time.monotonic() > until_s:
+            raise Over
+
+    return look
 
 
 @dataclass(frozen=True)
@@ -96,7 +115,8 @@ def processor_s() -> float:
 
 def _in_jobs(setup: Setup, run: Run) -> tuple[list[RequestRecord], int]:
     jobs = Jobs(setup=setup, make_trace=partial(trace_of, run), n_jobs=run.jobs)
-    jobs.run()
+    with suppress(Over):
+        jobs.run(ending(run.within_s))
     return jobs.records, 0
 
 
@@ -106,7 +126,8 @@ def _in_one(setup: Setup, run: Run) -> tuple[list[RequestRecord], int]:
     if not run.leaps:
         for instance in fleet.instances:
             instance.engine.steps_one_by_one()
-    fleet.run(trace)
+    with suppress(Over):
+        fleet.run(trace, ending(run.within_s))
     return fleet.records, int(sum(instance.engine.counters()["steps_total"] for instance in fleet.instances))
 
 
@@ -124,6 +145,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=100_000)
     parser.add_argument("--rate-per-s", type=float, default=320.0)
     parser.add_argument("--jobs", type=int, default=1, help="processes that simulate the fleet")
+    parser.add_argument("--within-s", type=float, default=inf, help="count what the fleet has done by then")
     parser.add_argument("--one-by-one", action="store_true", help="the trace once more, without leaps")
     asked = parser.parse_args()
     runs = []
@@ -137,7 +159,7 @@ def main() -> None:
             Run(
                 name=f"fleet of {asked.instances}", trace="steady", model=asked.model, device=asked.device,
                 instances=asked.instances, requests=asked.requests, rate_per_s=asked.rate_per_s, leaps=True,
-                jobs=asked.jobs,
+                jobs=asked.jobs, within_s=asked.within_s,
             )
         )  # fmt: skip
     figures = []

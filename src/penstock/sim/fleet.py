@@ -88,6 +88,7 @@ class Fleet:
     are_lengths_hidden: bool = False
     serves: Callable[[int], bool] = lambda index: True
     records: list[RequestRecord] = field(default_factory=list)
+    _samplings: dict[int | None, SamplingParams] = field(default_factory=dict)  # by `max_tokens`
     _times_s: dict[str, array[float]] = field(default_factory=dict)  # of the tokens of open requests
     _due_s: dict[int, float] = field(default_factory=dict)  # by busy instance
     _open: dict[str, tuple[int, TraceRequest, float]] = field(default_factory=dict)
@@ -172,15 +173,10 @@ class Fleet:
         n_output = max(1, row.output_tokens)
         prompt = self.prompts.prompt(index, row)
         ids = self.prompts.ids(index, row) if isinstance(prompt, str) else prompt
-        sampling = SamplingParams(
-            max_tokens=None if self.are_lengths_hidden else n_output,
-            temperature=0.0,
-            ignore_eos=not self.are_lengths_hidden,
-        )
         request = Request(
             id=f"{index:09d}",  # of those that arrive at one time, the first in the trace is first
             prompt=ids,
-            sampling=sampling,
+            sampling=self._sampling(None if self.are_lengths_hidden else n_output),
             arrival_s=at_s,
             seed=index,
             client=row.client,
@@ -199,6 +195,14 @@ class Fleet:
             if index < MOST_TIMED:
                 self._times_s[request.id] = array("d")
         return instance
+
+    def _sampling(self, max_tokens: int | None) -> SamplingParams:
+        """Made and checked once for all answers of one length."""
+        known = self._samplings.get(max_tokens)
+        if known is None:
+            known = SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=max_tokens is not None)
+            self._samplings[max_tokens] = known
+        return known
 
     def _end(self, update: Update, instance: Instance, upcoming: list[tuple[float, int, TraceRequest]]) -> None:
         index, row, sent_s = self._open.pop(update.request_id)
