@@ -120,6 +120,7 @@ class Sequence:
         "row",
         "state",
         "stop_ids",
+        "stop_tokens",
         "swaps",
         "tokens",
     )
@@ -134,6 +135,7 @@ class Sequence:
         self.tokens: array[int] = array("i", request.prompt)
         self.output_limit_tokens = output_limit_tokens
         self.stop_ids = stop_ids
+        self.stop_tokens = len(request.prompt) + output_limit_tokens  # with so many it is at its limit
         self.row: int | None = None
         self.epoch = 0  # preemptions by recompute so far; results planned in an older epoch are stale
         self.swaps = 0  # preemptions by swap so far

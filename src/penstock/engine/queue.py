@@ -14,6 +14,7 @@ class WaitQueue:
     def __init__(self, order: OrderPolicy) -> None:
         self._order = order
         self._members: dict[str, Sequence] = {}
+        self._listed: tuple[Sequence, ...] | None = ()  # `members`; None: they changed since somebody asked
         self._sorted: list[Sequence] = []
         self._is_sorted = True
         self.tokens = 0
@@ -24,12 +25,14 @@ class WaitQueue:
     def add(self, seq: Sequence) -> None:
         assert seq.id not in self._members, f"{seq.id} waits already"
         self._members[seq.id] = seq
+        self._listed = None
         self.tokens += len(seq.request.prompt)
         self._is_sorted = False
 
     def remove(self, seq: Sequence) -> None:
         """Take a sequence out. It stays out of order-dependent answers until the next `ordered`."""
         del self._members[seq.id]
+        self._listed = None
         self.tokens -= len(seq.request.prompt)
         self._is_sorted = False
 
@@ -39,7 +42,9 @@ class WaitQueue:
 
     def members(self) -> Seq[Sequence]:
         """In no particular order, but always the same one."""
-        return tuple(self._members.values())
+        if self._listed is None:
+            self._listed = tuple(self._members.values())
+        return self._listed
 
     def ordered(self, view: View) -> Seq[Sequence]:
         """Best first: by the policy's key, then arrival, then id, so that the order is total."""

@@ -347,15 +347,21 @@ class Scheduler:
             seq, epoch = planned.chunk_owners[i]
             if seq.epoch == epoch and seq.state not in ENDED and seq.output_tokens == 0:
                 self._prompt_logprobs.setdefault(seq.id, []).extend(entries)
-        logprobs = result.logprobs
+        logprobs, add_update = result.logprobs, self.updates.append
         for i, ((seq, epoch), token) in enumerate(zip(planned.samples, result.tokens.tolist(), strict=True)):
+            known = seq.tokens
+            is_usual = seq.state is SeqState.RUNNING and seq.epoch == epoch and seq.first_token_s is not None
+            if is_usual and not logprobs and len(known) + 1 < seq.stop_tokens and token not in seq.stop_ids:
+                known.append(token)  # what `_append` does, without a call: most tokens come this way
+                seq.last_token_s = now_s
+                add_update(Update(seq.request.id, seq.index, [token]))
+                continue
             if seq.state in ENDED or (seq.epoch != epoch and not _is_late(seq, epoch)):
                 continue  # stale: ended, or to be drawn again after a preemption
             self._append(seq, token, logprobs.get(i) if logprobs else None)
 
     def _append(self, seq: Sequence, token: int, logprobs: TokenLogprobs | None) -> None:
-        tokens = seq.tokens
-        tokens.append(token)
+        seq.tokens.append(token)
         if seq.state is not SeqState.RUNNING:
             self._queue.note_changed()
         seq.last_token_s = self._now_s
@@ -370,7 +376,7 @@ class Scheduler:
         if token in seq.stop_ids:
             update.stop_token = token
             self._end(seq, FinishReason.STOP, update)
-        elif len(tokens) - len(seq.request.prompt) >= seq.output_limit_tokens:
+        elif len(seq.tokens) >= seq.stop_tokens:
             self._end(seq, FinishReason.LENGTH, update)
 
     def _end(self, seq: Sequence, reason: FinishReason, update: Update | None = None) -> None:

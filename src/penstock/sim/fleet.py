@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 from array import array
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf
 from typing import ClassVar, Protocol
@@ -121,12 +121,14 @@ class Fleet:
                 continue  # it was given something meanwhile
             instance = self.instances[index]
             self._leap(instance)
-            for update in instance.engine.step():
-                if update.tokens:
-                    self._note_times(update, (instance.clock.now_s(),) * len(update.tokens))
+            updates, now_s = instance.engine.step(), instance.clock.now_s()
+            for update in updates:
+                times_s = self._times_s.get(update.request_id)
+                if times_s is not None:
+                    times_s.extend((now_s,) * len(update.tokens))
                 if update.finish is not None:
                     self._end(update, instance, upcoming)
-                    on_progress(len(self.records), instance.clock.now_s())
+                    on_progress(len(self.records), now_s)
             if instance.engine.is_stalled:
                 instance.clock.advance(STALL_S)
             self._note_due(instance, busy)
@@ -150,12 +152,9 @@ class Fleet:
     def _leap(self, instance: Instance, until_s: float = inf) -> None:
         updates, ends_s = instance.engine.leap(until_s)
         for update in updates:
-            self._note_times(update, ends_s)
-
-    def _note_times(self, update: Update, times_s: Iterable[float]) -> None:
-        known = self._times_s.get(update.request_id)
-        if known is not None:
-            known.extend(times_s)
+            times_s = self._times_s.get(update.request_id)
+            if times_s is not None:
+                times_s.extend(ends_s)
 
     def _note_due(self, instance: Instance, busy: list[tuple[float, int]]) -> None:
         """Say when an instance has to take a step that is not like the last; what was said before is void."""

@@ -85,11 +85,15 @@ class Jobs:
                 processes.append(process)
                 ends.append(ours)
             self._gather(ends, on_progress)
+        except BaseException:
+            for process in processes:
+                process.terminate()  # what it has not sent is lost
+            raise
         finally:
-            for end in ends:
-                end.close()  # whoever still works finds nobody listening, and ends
             for process in processes:
                 process.join()
+            for end in ends:
+                end.close()
             self.records.sort(key=lambda record: record.index)
 
     def _gather(self, ends: list[Connection], on_progress: Callable[[int, float], None]) -> None:
