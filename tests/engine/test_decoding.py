@@ -79,8 +79,8 @@ class DecodingMachine(RuleBasedStateMachine):
         self.decoding.join(member.seq, member.capacity_tokens)
 
     @precondition(lambda self: self.members)
-    @rule(blocks=st.integers(1, 2), loses=st.booleans())
-    def step(self, blocks, loses):
+    @rule(blocks=st.integers(1, 2), loses=st.booleans(), is_leap=st.booleans())
+    def step(self, blocks, loses, is_leap):
         full = self.decoding.take_full()
         assert len(set(full)) == len(full)
         assert {seq.row for seq in full} == {row for row, member in self.members.items() if member.is_full}
@@ -94,9 +94,12 @@ class DecodingMachine(RuleBasedStateMachine):
             self.decoding.note_grown(seq, member.capacity_tokens)
         if not self.members:
             return
-        self.decoding.advance()
+        steps = min(self.decoding.steps_to_full, self.decoding.steps_to_limit) if is_leap else 1
+        self.decoding.advance(steps)
         for row, member in list(self.members.items()):
-            member.planned_tokens += 1
+            member.planned_tokens += steps
+            assert member.capacity_tokens is None or member.planned_tokens <= member.capacity_tokens
+            assert member.planned_tokens <= member.limit_tokens
             if member.planned_tokens == member.limit_tokens:
                 del self.members[row]
                 assert not member.seq.is_decoding

@@ -41,7 +41,8 @@ class Notes:
         self.n_leapt += leap.steps
         for step in range(leap.steps):
             grows = tuple(grow for at, grow in leap.grows if at == step)
-            self.plans.append(Plan(decode=leap.decode, id=leap.first_id + step, grows=grows))
+            ends = leap.ends if step == 0 else ()
+            self.plans.append(Plan(decode=leap.decode, id=leap.first_id + step, ends=ends, grows=grows))
         self._leap(leap)
 
 

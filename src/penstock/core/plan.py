@@ -138,10 +138,12 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 class Leap:
     """`steps` plans in a row, numbered from `first_id`, that hold `decode` and blocks for its members, nothing else.
 
-    grows: (number of the step, from 0, with which it goes; the blocks).
+    ends: rows that the first of them ends, none of the members'. grows: (number of the step, from 0, with which it
+    goes; the blocks).
     """
 
     decode: DecodeGroup
     first_id: int
     steps: int
+    ends: tuple[int, ...]
     grows: tuple[tuple[int, RowBlocks], ...]

@@ -66,9 +66,11 @@ class PlanLoads:
         behind = self.steps + np.arange(1, steps + 1)
         return np.asarray(sum(share * one.keys_ahead(behind) for share, one in self._sums), np.float64)
 
-    def leap(self, steps: int) -> None:
-        """So many steps of the group, at most `steps_alike`, went by."""
+    def leap(self, steps: int, ends: Sequence[int] = ()) -> None:
+        """So many steps of the group, at most `steps_alike`, went by, the first of which ended these rows of others."""
         self.joined = ()
+        for row in ends:
+            del self._keys[row]
         self.steps += steps
 
     def of(self, plan: Plan) -> StepLoad:

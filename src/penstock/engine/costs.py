@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import msgspec
 
 from penstock.core.executor import ModelFacts, StepResult
-from penstock.core.plan import Plan, Toward
+from penstock.core.plan import Leap, Plan, Toward
 from penstock.core.view import Estimate
 from penstock.cost.follow import PlanLoads
 from penstock.cost.load import StepLoad
@@ -170,8 +170,8 @@ class OnlineCosts:
         others_s = self._decode_s if plan.decode.rows else 0.0
         self._token.see(max(0.0, result.device_s - others_s), tokens)
 
-    def note_decodes(self, seconds: Sequence[float]) -> None:
-        """Steps of the present decode group, and nothing else, were planned and carried out, and took so long."""
+    def note_decodes(self, leap: Leap, seconds: Sequence[float]) -> None:
+        """The steps of a leap were planned, and as many results, which took so long, were collected."""
         decode_s, n = self._decode_s, len(seconds)
         for step_s in seconds:
             decode_s += 0.1 * (step_s - decode_s)
@@ -181,7 +181,7 @@ class OnlineCosts:
         if self._loads is None:
             return
         rows, keys = self._loads.group.tokens, self._loads.keys_ahead(n)
-        self._loads.leap(n)
+        self._loads.leap(n, leap.ends)
         if self._model is not None:
             self._factors[False].see(float(self._model.decode_s(rows, keys).sum()), sum(seconds), n)
         self._decoding = StepLoad(rows, float(keys[-1]), samples=rows)

@@ -26,7 +26,7 @@ class Decoding:
         self._join_of: dict[int, int] = {}
         self._n_joins = 0
         self._full: defaultdict[int, Page] = defaultdict(list)
-        self._full_steps: list[int] = []  # the keys of `_full`, those that were taken among them, a heap
+        self._full_steps: list[int] = []  # the keys of `_full`, a heap
         self._limit: defaultdict[int, Page] = defaultdict(list)
         self._limit_steps: list[int] = []  # the keys of `_limit`, a heap
         self._version = 0
@@ -61,6 +61,8 @@ class Decoding:
 
     def take_full(self) -> list[Sequence]:
         """Those whose blocks are full: each needs room for one more token before the next step."""
+        while self._full_steps and self._full_steps[0] <= self._counter.steps:
+            heapq.heappop(self._full_steps)
         return self._live(self._full.pop(self._counter.steps, []))
 
     def note_grown(self, seq: Sequence, capacity_tokens: int | None) -> None:
@@ -77,9 +79,7 @@ class Decoding:
 
     @property
     def steps_to_full(self) -> int:
-        """Steps after which `take_full` may have somebody again, and before which it has nobody; at least 1."""
-        while self._full_steps and self._full_steps[0] <= self._counter.steps:
-            heapq.heappop(self._full_steps)
+        """Steps after which `take_full`, just asked, may have somebody again, and before which it has nobody."""
         return self._full_steps[0] - self._counter.steps if self._full_steps else sys.maxsize
 
     @property

@@ -21,8 +21,8 @@ class Draft:
     ends: list[int] = field(default_factory=list)
 
     @property
-    def is_empty(self) -> bool:
-        return not (self.starts or self.grows or self.copies or self.chunks or self.ends)
+    def has_only_ends(self) -> bool:
+        return not (self.starts or self.grows or self.copies or self.chunks)
 
     def end(self, row: int) -> None:
         """The row's sequence is gone. A device that never heard of it need not hear of its end."""
@@ -31,6 +31,11 @@ class Draft:
         self.grows = [grow for grow in self.grows if grow.row != row]
         self.copies = [(owner, copy) for owner, copy in self.copies if owner != row]
         self.chunks.pop(row, None)
+
+    def take_ends(self) -> tuple[int, ...]:
+        """For a plan that tells of nothing else; they are not told again."""
+        ends, self.ends = tuple(self.ends), []
+        return ends
 
     def to_plan(self, plan_id: int, decode: DecodeGroup, sampling_rows: set[int], moves: tuple[BlockMove, ...]) -> Plan:
         chunks = tuple(self.chunks.values())

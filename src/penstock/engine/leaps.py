@@ -84,7 +84,8 @@ class Leaps:
             _learn(seq, tokens[row], began_tokens[row] + steps)
             seq.last_token_s = ends_s[-1]
             updates.append(Update(seq.request.id, seq.index, [tokens[row]] * steps))
-        return Leap(decode=group, first_id=first_id, steps=steps, grows=tuple(grows)), updates
+        ends = self._residents.draft.take_ends()
+        return Leap(decode=group, first_id=first_id, steps=steps, ends=ends, grows=tuple(grows)), updates
 
     def _grow(self, seq: Sequence) -> tuple[RowBlocks, ...]:
         """Room for one more token."""

@@ -40,8 +40,8 @@ class Residents:
 
     @property
     def is_changing(self) -> bool:
-        """Somebody rests or waits for what it starts from, or the next plan has something to tell."""
-        return bool(self._paused or self._arriving) or not self.draft.is_empty
+        """Somebody rests or waits for what it starts from, or the next plan has something to tell but who has ended."""
+        return bool(self._paused or self._arriving) or not self.draft.has_only_ends
 
     @property
     def somebody_runs(self) -> bool:

@@ -332,7 +332,7 @@ class Scheduler:
         leap, updates = self.leaps.take(ahead, steps, now_s, self._next_plan_id)
         self._next_plan_id += steps
         self._now_s = float(ahead.ends_s[steps - 1])
-        self.costs.note_decodes(ahead.device_s[:steps].tolist())
+        self.costs.note_decodes(leap, ahead.device_s[:steps].tolist())
         return leap, updates
 
     # --- results ------------------------------------------------------------------------------------------------------

@@ -176,7 +176,9 @@ class SimExecutor:
         ahead, self._ahead = self._ahead, None
         assert ahead is not None, "ask what is foreseen first"
         n_out, n_collected = len(self._submitted), max(0, leap.steps - len(self._submitted))
-        self._loads.leap(n_collected)
+        for row in leap.ends:
+            del self._ends[row]
+        self._loads.leap(n_collected, leap.ends)
         self._busy_until_s = float(ahead.done_s[leap.steps + n_out - 1])
         self._submitted.clear()
         for at in range(leap.steps, leap.steps + n_out):
