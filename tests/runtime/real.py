@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 
 import penstock
-from penstock.core.executor import ModelFacts
+from penstock.core.executor import ModelFacts, TokenLogprobs
 from penstock.models.decoder import Decoder
 from penstock.ops.batch import SegmentBatch
+from penstock.ops.op import Op
 from penstock.runtime.executor import TorchExecutor
 from penstock.runtime.graphs import Tape
 
 from .driver import Driver, Job
 
+Outputs = Sequence[tuple[Sequence[int], Sequence[TokenLogprobs]]]  # of each job
 BUNDLED = Path(penstock.__file__).parent / "bundled" / "penstock-tiny"
 
 
@@ -84,5 +87,25 @@ class Unallocated:
         """It is done."""
 
 
+IN_TRITON = ("place_segments", "rope_angles", "draw_parameters", "advance_rows", "paged_attention", "shared_attention")
+
+
+def use_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels for GPUs on a CPU, in the interpreter, as captured steps need: where the others for attention take the
+    lengths that the host gives for true, these are bounds.
+    """
+    on = Op.on
+    monkeypatch.setattr(Op, "on", lambda op, device: "cuda" if op.name in IN_TRITON else on(op, device))
+
+
 def run_jobs(executor: TorchExecutor, jobs: list[Job], rng: Random) -> None:
     Driver(Unallocated(executor), rng, n_blocks=min(executor.n_blocks[0], 200)).run(jobs)  # type: ignore[arg-type]
+
+
+def assert_alike(found: Outputs, expected: Outputs) -> None:
+    """The same tokens; log-probabilities where they were asked for, which see errors that no token shows."""
+    for (ids, logprobs), (expected_ids, expected_logprobs) in zip(found, expected, strict=True):
+        assert ids == expected_ids
+        assert [record.logprob for record in logprobs] == pytest.approx(
+            [record.logprob for record in expected_logprobs], abs=1e-5
+        )

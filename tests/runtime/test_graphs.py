@@ -11,13 +11,9 @@ import torch
 
 from penstock.core.plan import Plan, RowStart
 from penstock.core.request import SamplingParams
-from penstock.models import layers, parts
 from penstock.models.facts import model_facts
 from penstock.models.read_spec import read_model_spec
 from penstock.ops.lazy import has_triton
-from penstock.ops.paged_attention import paged_attention
-from penstock.ops.shared_attention import shared_attention
-from penstock.ops.shared_attention import triton as shared_triton
 from penstock.runtime import build, graphs, mixed_graphs
 from penstock.runtime.build import build_executor
 from penstock.runtime.cascade import Rates
@@ -27,7 +23,7 @@ from penstock.runtime.rows import Rows
 from penstock.runtime.transforms import make_logits_stage
 
 from .driver import Job
-from .real import Rehearsal, run_jobs, shrunk_config
+from .real import Rehearsal, assert_alike, run_jobs, shrunk_config, use_triton
 
 EAGER = Rates(read_bytes_per_s=1.0, flop_per_s=1e30, step_s=0.0, run_s=0.0)
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -165,15 +161,17 @@ def test_shared_runs_in_a_buckets_buffers_give_the_tokens_of_reading_alone(tmp_p
             step, step._max_rows = executor._step, 6  # the last row and the last block become scratch
             step._use_graphs()
             step.tape.is_on, step._mixed = False, None
-            monkeypatch.setattr(parts, "shared_attention", shared_attention.implementations["cuda"])
+            use_triton(monkeypatch)
         rng = Random(5)
         jobs = forked_jobs(rng, 14)
+        for k, job in enumerate(jobs):
+            job.sampling = SamplingParams(temperature=0.7, logprobs=None if k < 9 else 1)
         run_jobs(executor, jobs, rng)
-        found[choice] = [job.outputs for job in jobs]
+        found[choice] = [(job.outputs, job.logprobs) for job in jobs]
         if choice == "on":
             assert {form.is_shared for form in step._graphs._seen} == {True, False}
         executor.close()
-    assert found["on"] == found["off"]
+    assert_alike(found["on"], found["off"])
 
 
 def as_on_a_gpu(tmp_path, monkeypatch):
@@ -186,14 +184,10 @@ def as_on_a_gpu(tmp_path, monkeypatch):
     options = {"dtype": "float32", "load_format": "dummy", "max_rows": 7, "block_tokens": 4, "kv_memory_bytes": 2**22}
 
     def use(is_captured, sharing):
-        if is_captured:
-            by_tiles = paged_attention.implementations["cuda"]
-            monkeypatch.setattr(layers, "paged_attention", by_tiles)
-            monkeypatch.setattr(shared_triton, "paged_attention", by_tiles)
-            monkeypatch.setattr(parts, "shared_attention", shared_attention.implementations["cuda"])
         executor = build_executor(tmp_path, shared_prefix_attention=sharing, **options)
         executor._max_rows = executor._step._max_rows = 6  # the last row and the last block become scratch
         if is_captured:
+            use_triton(monkeypatch)
             executor._step._use_graphs()
         return executor
 
@@ -291,11 +285,7 @@ def test_steps_with_prompts_in_a_rooms_buffers_give_the_tokens_of_steps_as_they_
             assert {form.drawing for form in forms} == set(Drawing)
             assert {form.is_shared for form in forms} == {True, False}
         executor.close()
-    for (ids, logprobs), (expected_ids, expected_logprobs) in zip(*found, strict=True):
-        assert ids == expected_ids
-        assert [record.logprob for record in logprobs] == pytest.approx(
-            [record.logprob for record in expected_logprobs], abs=1e-5
-        )
+    assert_alike(*found)
 
 
 @needs_cuda
