@@ -65,7 +65,8 @@ class Driver:
     ):  # fmt: skip
         self.draw = random.Random(seed)
         slots = {"order": order} | ({"admit": admit} if isinstance(admit, str) else {})
-        policies = build_policies(slots=slots, options={"batch": {"budget_tokens": 16}})
+        options = {"batch": {"budget_tokens": 16}, "admit": {"follow_beyond_tokens": 0}}
+        policies = build_policies(slots=slots, options=options)
         calmly = policies.admit if isinstance(admit, str) else admit
         self.moody = Moody(random.Random(seed + 1), calmly, policies.preempt)
         self.clock = VirtualClock()

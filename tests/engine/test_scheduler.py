@@ -268,7 +268,7 @@ def test_however_requests_are_served_each_gets_its_own_tokens(
     actions, n_blocks, max_rows, look_ahead, preset, cuts, restless, n_host_blocks
 ):
 
-    policies = build_policies(preset, options={"batch": {"budget_tokens": 16}})
+    policies = build_policies(preset, options={"batch": {"budget_tokens": 16}, "admit": {"follow_beyond_tokens": 0}})
     if cuts is not None:
         policies = replace(policies, batch=RandomLayers(tuple(cuts)))
     if restless is not None:

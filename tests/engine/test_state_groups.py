@@ -91,7 +91,9 @@ actions = st.lists(
 def test_however_requests_are_served_every_group_has_what_is_read(
     actions, kinds, n_blocks, max_rows, look_ahead, budget_tokens, n_host_blocks
 ):
-    options = {"batch": {"budget_tokens": budget_tokens}, "preempt": {"swap_below": 1e9}}
+    options = {
+        "batch": {"budget_tokens": budget_tokens}, "preempt": {"swap_below": 1e9}, "admit": {"follow_beyond_tokens": 0},
+    }  # fmt: skip
     engine = make_engine(kinds, n_blocks, max_rows, look_ahead, n_host_blocks, options=options)
     outcome, asked, aborted = Outcome(), {}, set()
 

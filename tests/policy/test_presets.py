@@ -70,7 +70,11 @@ def test_text_is_converted_to_the_type_of_the_option(slot, name, option):
     policy = TABLES[slot][name]
     kind = typing.get_type_hints(policy)[option]
     default = option_fields(policy)[option].default
-    value, text = {int: (default + 1, str(default + 1)), float: (default * 0.98, repr(default * 0.98))}[kind]
+    value, text = {
+        bool: (not default, str(not default).lower()),
+        int: (default + 1, str(default + 1)),
+        float: (default * 0.98, repr(default * 0.98)),
+    }[kind]
     for given, want in ((value, value), (text, value)):
         made = getattr(build_policies(slots={slot: name}, options={slot: {option: given}}), slot)
         assert getattr(made, option) == want

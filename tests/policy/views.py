@@ -44,6 +44,7 @@ class Blocks:
     held: Mapping[str, int] = field(default_factory=dict)
     hits: Mapping[str, int] = field(default_factory=dict)
     swaps: Mapping[str, int] = field(default_factory=dict)
+    coming: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def pools(self) -> tuple[PoolView, ...]:
@@ -58,12 +59,15 @@ class Blocks:
     def hit_tokens(self, seq: SequenceView) -> int:
         return self.hits.get(seq.id, 0)
 
+    def coming_tokens(self, seq: SequenceView) -> int:
+        return self.coming.get(seq.id, 0)
+
     def held_blocks(self, seq: SequenceView) -> int:
         return self.held.get(seq.id, 0)
 
 
 def make_view(
-    waiting=(), prefilling=(), decoding=(), paused=(), memory=None, now_s=0.0, lengths=None, costs=None
+    waiting=(), prefilling=(), decoding=(), paused=(), memory=None, now_s=0.0, lengths=None, costs=None, following=()
 ) -> View:
     """A view of these sequences; rows are theirs already."""
     return View(
@@ -77,6 +81,7 @@ def make_view(
         costs=costs or Costs(),
         n_layers=N_LAYERS,
         max_rows=16,
+        following=tuple(following),
     )
 
 
@@ -114,7 +119,7 @@ def views(draw, max_each: int = 4, cut_passes: bool = False) -> View:
     now_s = draw(st.floats(0, 1e5))
     names = iter(range(100))
     rows = iter(draw(st.permutations(range(16))))
-    held, hits, swaps = {}, {}, {}
+    held, hits, swaps, coming = {}, {}, {}, {}
     lengths = lengths_around(block_tokens, least=1)
 
     def some(kind):
@@ -167,8 +172,14 @@ def views(draw, max_each: int = 4, cut_passes: bool = False) -> View:
         return made
 
     parts = {kind.__name__: some(kind) for kind in (waiting, prefilling, decoding, paused)}
+    following = []
+    for late in parts["waiting"] if parts["prefilling"] else ():
+        most = (late.total_tokens - 1) // block_tokens * block_tokens
+        if most > hits[late.id] and draw(st.booleans()):
+            coming[late.id] = draw(st.integers(hits[late.id] // block_tokens + 1, most // block_tokens)) * block_tokens
+            following += [late] * draw(st.booleans())
     total = sum(held.values()) + draw(st.integers(1, 1000))
     available = draw(st.integers(0, total - sum(held.values())))
-    memory = Blocks(block_tokens, total, available, held, hits, swaps)
+    memory = Blocks(block_tokens, total, available, held, hits, swaps, coming)
     costs = Costs(draw(st.floats(1e-6, 1)), draw(st.floats(1e-12, 1e-6)))
-    return make_view(**parts, memory=memory, now_s=now_s, costs=costs)
+    return make_view(**parts, memory=memory, now_s=now_s, costs=costs, following=following)

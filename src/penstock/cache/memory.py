@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from penstock.cache.blocks import BlockState
+from penstock.cache.coming import Coming
 from penstock.cache.groups import Has, PagedGroup, StateGroup
 from penstock.cache.host import HostTier
 from penstock.cache.prefix import KeyChain, root_key
@@ -18,7 +19,7 @@ from penstock.cache.windowed import WindowedGroup
 from penstock.core.errors import UnsupportedModel
 from penstock.core.executor import StateKind, StateSpec
 from penstock.core.plan import BlockCopy, BlockMove, RowBlocks
-from penstock.core.sequence import Sequence, SequenceView
+from penstock.core.sequence import SeqState, Sequence, SequenceView
 from penstock.core.view import RetainPolicy
 
 BLOCKS_AHEAD = 4  # that a decoding sequence is given at once, where memory is plenty
@@ -117,6 +118,7 @@ class Memory:
         self._key_tokens = key_tokens
         self._share_prefixes = share_prefixes
         self._chains: dict[str, KeyChain] = {}
+        self._coming = Coming(key_tokens)
         self._now_s = 0.0
 
     # --- MemoryView -------------------------------------------------------------------------------------------------
@@ -128,6 +130,28 @@ class Memory:
         hit, brought = self._hit(seq)
         return max(hit, brought)
 
+    def coming_tokens(self, seq: SequenceView) -> int:
+        """Tokens of a waiting sequence that it will find here once those who run have computed what they share with it.
+
+        0: nobody computes what it lacks.
+        """
+        assert isinstance(seq, Sequence)
+        known = self._coming.known_tokens(seq)
+        if known and not self._has_block_before(known, self._chain(seq)):
+            return known
+        if self._coming.is_empty or seq.state is not SeqState.WAITING or not self._shares(seq):
+            return 0
+        longest = max(self._coming.shares(seq, self._chain(seq)), key=lambda share: share.stop_tokens, default=None)
+        if longest is None or longest.stop_tokens <= max(self._hit(seq)):
+            return 0
+        self._coming.keep(seq, longest)
+        return longest.stop_tokens
+
+    def _has_block_before(self, tokens: int, chain: KeyChain) -> bool:
+        """Whether somebody else put it there: the last one comes last."""
+        key = chain.key(tokens // self._key_tokens - 1)
+        return all(key in group.index.of(chain) for group in self.groups)
+
     def swap_bytes(self, seq: SequenceView) -> int | None:
         """Bytes that a sequence with a row would have copied to host memory now; None: it cannot yield so.
 
@@ -138,9 +162,13 @@ class Memory:
             return None
         return self.host.swap_bytes(seq.id, self._chain(seq), seq.planned_tokens)
 
+    def _shares(self, seq: Sequence) -> bool:
+        """Whether the sequence may begin with what others computed; log-probabilities of a prompt need its pass."""
+        return self._share_prefixes and seq.request.sampling.prompt_logprobs is None
+
     def _hit(self, seq: Sequence) -> tuple[int, int]:
         """(tokens that the device has, tokens with those that the host has and that are worth bringing, or 0)."""
-        if not self._share_prefixes or seq.request.sampling.prompt_logprobs is not None:
+        if not self._shares(seq):
             return 0, 0
         chain, host = self._chain(seq), self.host
         on_device: list[Has] = [group.index.of(chain).__contains__ for group in self.groups]
@@ -193,6 +221,9 @@ class Memory:
         tables = tuple(group.start(seq.id, chain, hit) for group in self.groups)
         if self.host is not None and held is not None:
             self.host.let_go(held)
+        self._coming.forget(seq)
+        if self._share_prefixes:
+            self._coming.note(seq, chain, hit)
         return hit, tables
 
     def fork_tokens(self, parent: Sequence, limit_tokens: int) -> int:
@@ -208,6 +239,7 @@ class Memory:
             return None
         growths = [group.fork(parent.id, seq.id, tokens) for group in self.groups]
         self._chain(seq)
+        self._coming.forget(seq)
         if self.host is not None:
             self.host.note_begun(seq.id)
         copies = tuple(BlockCopy(g, a, b) for g, growth in enumerate(growths) for a, b in growth.copies)
@@ -268,6 +300,7 @@ class Memory:
         if self._share_prefixes:
             for group in self.groups:
                 group.note_full(seq.id, self._chains[seq.id], known)
+            self._coming.note_written(seq, known)
 
     def release(self, seq: Sequence, now_s: float, *, is_over: bool) -> None:
         """A resident sequence gives up its memory; full blocks stay cached, or pinned if the retain policy says so."""
@@ -275,17 +308,22 @@ class Memory:
         for group in self.groups:
             pin_until_s = group.pool.retain.pin_until_s(seq, now_s) if is_over else None
             group.release(seq.id, now_s, pin_until_s)
+        self._coming.drop(seq)
 
     def swap_out(self, seq: Sequence) -> None:
         """A resident sequence gives up its memory, and its state goes to the host; `swap_bytes` said that it can."""
         assert self.host is not None
         self.note_written(seq)
         self.host.swap_out(seq.id, self._chain(seq), seq.planned_tokens)
+        self._coming.drop(seq)
 
     def try_swap_in(self, seq: Sequence) -> tuple[tuple[int, ...], ...] | None:
         """Memory for a swapped sequence: one block table per group. None, and nothing changed, if one is short."""
         assert self.host is not None
-        return self.host.try_swap_in(seq.id)
+        tables = self.host.try_swap_in(seq.id)
+        if tables is not None and self._share_prefixes:
+            self._coming.note(seq, self._chain(seq), seq.planned_tokens)
+        return tables
 
     def landed(self, plan_id: int) -> int:
         """The moves of a plan that carried some are complete. Returns their bytes."""
@@ -299,6 +337,7 @@ class Memory:
     def forget(self, seq: Sequence) -> None:
         """The sequence is over: its key chain goes too, and what the host has of it."""
         self._chains.pop(seq.id, None)
+        self._coming.forget(seq)
         if self.host is not None:
             self.host.drop(seq.id)
 
@@ -333,6 +372,7 @@ class Memory:
         """Check conservation in every group and tier; raises AssertionError."""
         for group in self.groups:
             group.audit()
+        self._coming.audit()
         if self.host is not None:
             self.host.audit()
 

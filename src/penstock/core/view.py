@@ -50,6 +50,12 @@ class MemoryView(Protocol):
         """Tokens of a waiting sequence that the cache holds, or that lie in host memory."""
         ...
 
+    def coming_tokens(self, seq: SequenceView) -> int:
+        """Tokens of a waiting sequence that the cache will hold when those who run have computed what they share with
+        it, those included that it holds now; 0: nobody computes what is missing.
+        """
+        ...
+
     def swap_bytes(self, seq: SequenceView) -> int | None:
         """Bytes that a sequence with a row would have copied to host memory now; None: it cannot yield so."""
         ...
@@ -98,8 +104,9 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     """The state of one instance at one moment. Orders are total; nothing here changes while a policy looks.
 
     waiting: the queue, in the order of arrival at it; the `order` slot ranks it for admission. prefilling: running
-    sequences with known tokens to compute,
-    in the order of their admission. decoding: the rows that take a token each step. running: all that hold a row.
+    sequences with known tokens to compute, in the order of their admission; who followed somebody stands where it would
+    have been. decoding: the rows that take a token each step. running: all that hold a row. following: while the
+    `admit` slot is asked, those in the queue before the sequence in question who follow; they get room before it.
     """
 
     now_s: float
@@ -112,6 +119,7 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     costs: CostView
     n_layers: int
     max_rows: int
+    following: Seq[SequenceView] = ()
 
 
 class Admission(Enum):
@@ -120,6 +128,7 @@ class Admission(Enum):
     START = "start"
     WAIT = "wait"  # not now, and nobody behind it either
     SKIP = "skip"  # not now, but look at the next
+    FOLLOW = "follow"  # it may start; but when a running one has computed its prefix, if one is at it
 
 
 class Yield(Enum):

@@ -24,11 +24,17 @@ class Residents:
         self.decoding = Decoding()
         self.draft = Draft()
         self.preemptions = 0
+        self._places: dict[int, int] = {}  # by row: who comes first among those who compute, if all else is equal
+        self._n_places = 0
         self._memory = memory
         self._queue = queue
         self._paused: dict[int, bool] = {}  # by row; True: it was decoding
         self._arriving: dict[int, int | None] = {}  # by row: the plan that moves its state; None: the next one
         self._free_rows = list(range(max_rows - 1, -1, -1))
+
+    @property
+    def n_free_rows(self) -> int:
+        return len(self._free_rows)
 
     @property
     def has_free_row(self) -> bool:
@@ -49,9 +55,18 @@ class Residents:
         return any(seq.state is SeqState.RUNNING for seq in self.by_row.values())
 
     # --- coming ---------------------------------------------------------------------------------------------------
-    def enter(self, seq: Sequence, computed_tokens: int, *, is_arriving: bool) -> int:
-        """A queued sequence, whose memory is there, gets a row: the answer. `is_arriving`: its state is on its way."""
+    def draw_place(self) -> int:
+        """Among those who compute: the last one by now."""
+        self._n_places += 1
+        return self._n_places
+
+    def enter(self, seq: Sequence, computed_tokens: int, place: int | None, *, is_arriving: bool) -> int:
+        """A queued sequence, whose memory is there, gets a row: the answer. `is_arriving`: its state is on its way.
+
+        place: of those who compute; None: the last.
+        """
         row = self._free_rows.pop()
+        self._places[row] = self.draw_place() if place is None else place
         self._queue.remove(seq)
         seq.row = row
         seq.move(SeqState.RUNNING)
@@ -61,7 +76,14 @@ class Residents:
             self._arriving[row] = None
         else:
             self.prefilling[row] = seq
+            if place is not None:
+                self._let_pass([other for other in self.prefilling if self._places[other] > place])
         return row
+
+    def _let_pass(self, rows: list[int]) -> None:
+        """These come behind all others of those who compute, in the order in which they are."""
+        for row in rows:
+            self.prefilling[row] = self.prefilling.pop(row)
 
     def note_change(self, seq: Sequence, change: Change) -> None:
         """A resident sequence was given memory."""
@@ -150,7 +172,7 @@ class Residents:
         assert row is not None
         self._rest(seq, row)
         self._paused.pop(row, None)
-        del self.by_row[row]
+        del self.by_row[row], self._places[row]
         self.draft.end(row)
         self._free_rows.append(row)
         seq.row = None

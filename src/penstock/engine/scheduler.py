@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+import msgspec
+
 from penstock.cache.memory import Memory
 from penstock.core.errors import InvalidRequest, Overloaded, PolicyViolation
 from penstock.core.executor import Foresight, ModelFacts, StepResult, TokenLogprobs
@@ -19,6 +21,7 @@ from penstock.core.sequence import ENDED, FinishReason, SeqState, Sequence
 from penstock.core.view import Admission, View, Yield
 from penstock.engine.costs import OnlineCosts
 from penstock.engine.draft import Draft, Planned
+from penstock.engine.followers import Followers
 from penstock.engine.leaps import Leaps
 from penstock.engine.ledger import Ledger
 from penstock.engine.limits import QueueLimits, check_objective, check_request, output_limit_tokens
@@ -55,6 +58,7 @@ class Scheduler:
         self._limits = limits or QueueLimits()
         self._queue = WaitQueue(policies.order)
         self._residents = Residents(memory, self._queue, max_rows)
+        self._followers = Followers(memory, self._residents)
         self.leaps = Leaps(self._residents, self._queue, memory, policies)
         self._siblings = Siblings(memory)
         self._prompt_logprobs: dict[str, list[TokenLogprobs]] = {}
@@ -187,17 +191,25 @@ class Scheduler:
         residents, has_begun = self._residents, False
         if not len(self._queue) or not (residents.has_free_row or residents.has_paused):
             return False
+        following: list[Sequence] = []
         for seq in tuple(self._queue.ordered(view)):
-            if seq.row is None and not residents.has_free_row:
+            if seq.row is None and residents.n_free_rows <= len(following):
                 continue  # a paused one behind it has its row
+            if self._followers.follows(seq):
+                following.append(seq)
+                continue
             if seq.state is SeqState.SWAPPED and seq.total_tokens <= seq.planned_tokens:
                 continue  # the token that it goes on from is still in flight
+            if len(view.following) < len(following):
+                view = msgspec.structs.replace(view, following=tuple(following))
             answer = self.policies.admit.admit(seq, view)
             if answer is Admission.WAIT:
                 break
-            if answer is Admission.START:
+            if answer is Admission.FOLLOW and self._followers.try_follow(seq):
+                following.append(seq)
+            elif answer is not Admission.SKIP:
                 if self._start(seq):
-                    view, has_begun = self._view(), True
+                    view, has_begun = msgspec.structs.replace(self._view(), following=tuple(following)), True
                 elif residents.somebody_runs:
                     break
         return has_begun
@@ -236,7 +248,8 @@ class Scheduler:
     def _begin(
         self, seq: Sequence, computed_tokens: int, tables: tuple[tuple[int, ...], ...], *, is_arriving: bool
     ) -> int:
-        row = self._residents.enter(seq, computed_tokens, is_arriving=is_arriving)
+        place = self._followers.take_place(seq)
+        row = self._residents.enter(seq, computed_tokens, place, is_arriving=is_arriving)
         self._residents.draft.starts[row] = RowStart(
             row=row,
             tokens=seq.tokens[:],
@@ -313,6 +326,7 @@ class Scheduler:
         plan = draft.to_plan(self._next_plan_id, group, sampling_rows, self.memory.take_moves(self._next_plan_id))
         residents.note_departed(plan.id)
         self._next_plan_id += 1
+        self._followers.note_step(plan.tokens - plan.decode.tokens)
         chunk_samples = tuple(owners[i] for i in plan.sampling_chunks)
         for observer in self._watching["on_step"]:
             observer.on_step(plan, self._view())
@@ -386,6 +400,7 @@ class Scheduler:
         seq.finish_reason = reason
         if seq.row is not None:
             self._residents.vacate(seq, self._now_s)
+        self._followers.forget(seq)
         seq.move(SeqState.FINISHED if reason in (FinishReason.STOP, FinishReason.LENGTH) else SeqState.ABORTED)
         self.memory.forget(seq)
         self._prompt_logprobs.pop(seq.id, None)

@@ -93,7 +93,7 @@ def _check_progress(policy: AdmitPolicy, view: View) -> None:
         return
     for seq in view.waiting:
         answer = policy.admit(seq, view)
-        if answer is Admission.START:
+        if answer in (Admission.START, Admission.FOLLOW):  # where nobody runs, nobody can be followed: it starts
             return
         if answer is Admission.WAIT:
             raise PolicyViolation(policy, f"{seq.id} waits, and those behind it too, while nobody runs: for ever")
@@ -241,6 +241,7 @@ def _seq_facts(seq: SequenceView, memory: MemoryView) -> tuple[object, ...]:
         seq.id, seq.request, seq.state, seq.row, seq.total_tokens, seq.output_tokens, seq.output_limit_tokens,
         seq.planned_tokens, seq.prefill_left_tokens, seq.pass_stop_tokens, seq.layers_done, seq.preemptions,
         seq.finish_reason, tuple(pool.held_blocks(seq) for pool in memory.pools), memory.hit_tokens(seq),
+        memory.coming_tokens(seq),
     )  # fmt: skip
 
 
@@ -276,6 +277,9 @@ class _MoreMemory:
 
     def hit_tokens(self, seq: SequenceView) -> int:
         return self.memory.hit_tokens(seq)
+
+    def coming_tokens(self, seq: SequenceView) -> int:
+        return self.memory.coming_tokens(seq)
 
     def swap_bytes(self, seq: SequenceView) -> int | None:
         return self.memory.swap_bytes(seq)

@@ -9,6 +9,7 @@ from penstock.core.plan import Plan
 from penstock.core.request import Request
 from penstock.core.sequence import SequenceView
 from penstock.core.view import Admission, Doorkeeper, Observer, View
+from penstock.policy.admit.follow import STEP_TOKENS
 from penstock.policy.admit.watermark import Watermark
 from penstock.policy.options import check_option
 
@@ -60,12 +61,14 @@ class InTime(Observer, Doorkeeper):
     tpot_s: float = 0.0
     share: float = 0.8
     reserve_frac: float = 0.02
+    follow: bool = True
+    follow_beyond_tokens: int = STEP_TOKENS
 
     def __post_init__(self) -> None:
         check_option("ttft_s", self.ttft_s, 0 <= self.ttft_s < inf, "give seconds, or 0 for no limit")
         check_option("tpot_s", self.tpot_s, 0 <= self.tpot_s < inf, "give seconds, or 0 for no limit")
         check_option("share", self.share, 0 < self.share <= 1, "give a share above 0, at most 1")
-        self._watermark = Watermark(self.reserve_frac)
+        self._watermark = Watermark(self.reserve_frac, self.follow, self.follow_beyond_tokens)
         self._pace = _Pace()
 
     def admit(self, seq: SequenceView, view: View) -> Admission:
