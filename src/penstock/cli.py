@@ -25,6 +25,7 @@ from penstock.flags import (
     Policy,
     PrefixCaching,
     Quantize,
+    SetOption,
     SharedPrefixAttention,
     SinkTokens,
     Softmax,
@@ -33,6 +34,7 @@ from penstock.flags import (
     Threads,
     TracePath,
     WindowTokens,
+    add_settings,
 )
 
 BEGAN_S = time.monotonic()
@@ -46,10 +48,6 @@ app = typer.Typer(
 
 Model = Annotated[str, typer.Argument(help="A Hugging Face directory, or the name of a bundled model.")]
 SlotName = Annotated[str | None, typer.Option(help="Replace this slot's policy.")]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="SLOT.OPTION=VALUE", help="Set an option of a policy; may be repeated."),
-]
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", help="A TOML file with options of the engine; a flag wins.")
 ]
@@ -104,23 +102,13 @@ def _engine_options(
         if is_given(key) or key not in values:
             values[key] = value
     names |= {slot: name for slot, name in slots.items() if name is not None}
-    for setting in settings or ():
-        slot, option, text = _split_setting(setting)
-        options.setdefault(slot, {})[option] = text
+    add_settings(options, settings or ())
     return make_options({**values, "slots": names, "policy_options": options})
 
 
 def _is_given(context: typer.Context, name: str) -> bool:
     source = context.get_parameter_source(name)
     return source is not None and source.name in ("COMMANDLINE", "ENVIRONMENT")
-
-
-def _split_setting(setting: str) -> tuple[str, str, str]:
-    name, equals, text = setting.partition("=")
-    slot, dot, option = name.partition(".")
-    if not equals or not dot:
-        raise ConfigError(f"--set {setting!r} has not the form SLOT.OPTION=VALUE, as in --set batch.budget_tokens=4096")
-    return slot, option, text
 
 
 @app.command()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated
 
 import typer
+
+from penstock.core.errors import ConfigError
 
 Dtype = Annotated[str, typer.Option(help="auto (the checkpoint's), float32, bfloat16 or float16.")]
 Quantize = Annotated[str, typer.Option(help="none, fp8, int8 or int4: round the weights while they load.")]
@@ -50,3 +53,19 @@ SharedPrefixAttention = Annotated[
 Threads = Annotated[int | None, typer.Option(help="CPU threads of the engine. [default: all cores]")]
 Policy = Annotated[str, typer.Option("--policy", help="A preset of policies; see `penstock policies`.")]
 LoadFormat = Annotated[str, typer.Option(help="auto, or dummy: random weights from config.json.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SLOT.OPTION=VALUE", help="Set an option of a policy; may be repeated."),
+]
+
+
+def add_settings(options: dict[str, dict[str, object]], settings: Iterable[str]) -> None:
+    """Put what `--set` says into options of policies, slot -> option -> text. Raises ConfigError for another form."""
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        slot, dot, option = name.partition(".")
+        if not equals or not dot:
+            raise ConfigError(
+                f"--set {setting!r} has not the form SLOT.OPTION=VALUE, as in --set batch.budget_tokens=4096"
+            )
+        options.setdefault(slot, {})[option] = text

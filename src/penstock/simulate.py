@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from penstock.core.request import NO_OBJECTIVE, Objective
-from penstock.flags import Quantize
+from penstock.flags import Quantize, SetOption, add_settings
 from penstock.workload.commands import (
     DEMO,
     DurationS,
@@ -68,6 +68,7 @@ def simulate_command(
     policy: Annotated[
         list[str] | None, typer.Option("--policy", help="A preset; repeat it to compare. [default: default]")
     ] = None,
+    set_: SetOption = None,
     max_running: Annotated[int, typer.Option(min=1, help="Most sequences at a time, of an instance.")] = 256,
     kv_memory: Annotated[str | None, typer.Option(help="Size of the KV pool, as 40GiB. [default: a share]")] = None,
     host_kv_memory: Annotated[str, typer.Option(help="Size of the tier in host memory, as 100GiB.")] = "0",
@@ -130,9 +131,11 @@ def simulate_command(
             raise ConfigError("--search needs limits to hold: give --slo, as --slo ttft=1,tpot=0.05")
         kv_bytes = None if kv_memory is None else parse_bytes(kv_memory)
         what = described(model, quantize)
+        options: dict[str, dict[str, object]] = {}
+        add_settings(options, set_ or ())
         setups = []
         for preset in policy or ["default"]:
-            build_policies(preset)  # a wrong name is told before anything runs
+            build_policies(preset, options=options)  # a wrong name is told before anything runs
             setups += [
                 Setup(
                     hardware=hardware_of(
@@ -143,7 +146,7 @@ def simulate_command(
                         host_kv_bytes=parse_bytes(host_kv_memory),
                         profile=profile,
                     ),
-                    policies=partial(build_policies, preset),
+                    policies=partial(build_policies, preset, options=options),
                     label=preset,
                     n_instances=instances,
                     dispatch=dispatch,

@@ -26,6 +26,17 @@ def test_two_policies_are_reported_and_compared_and_written(tmp_path):
         assert json.loads((tmp_path / f"run-{name}.json").read_bytes())["header"]["label"] == name
 
 
+def test_an_option_of_a_policy_changes_what_is_simulated(tmp_path):
+    """A prompt that took a step takes many where a step has 32 tokens."""
+    ttft_s = {}
+    for budget in ("2048", "32"):
+        code, output = run("--set", f"batch.budget_tokens={budget}", "--out", str(tmp_path / f"{budget}.json"))
+        assert code == 0, output
+        records = json.loads((tmp_path / f"{budget}.json").read_bytes())["records"]
+        ttft_s[budget] = [record["token_s"][0] - record["sent_s"] for record in records]
+    assert sum(ttft_s["32"]) > 2 * sum(ttft_s["2048"])
+
+
 def test_without_a_profile_that_ships_the_estimate_says_what_it_is():
     code, output = run("--device", "a100")
     assert code == 0, output
@@ -46,6 +57,8 @@ def test_a_search_names_the_cheapest_fleet():
         (["--device", "h2000"], "h200"),
         (["--model", "nowhere"], "nowhere is no folder"),
         (["--policy", "wild"], "wild"),
+        (["--set", "admit.wild=1"], "option of the admit policy 'watermark' 'wild'"),
+        (["--set", "admit"], "has not the form SLOT.OPTION=VALUE"),
         (["--dispatch", "wild"], "round-robin"),
         (["--instances", "2", "--jobs", "2"], "at most 1 can work apart"),
         (["--device", "l4", "--kv-memory", "1KiB"], "hold 0 tokens of llama-8b"),
