@@ -144,7 +144,10 @@ class Layout:
         )
 
     def _sinks(self, tables: BlockTables, positions_T: Tensor, starts_host_S: Ints) -> SinkBatch | None:
-        """What tokens read besides their window; None while nobody's window has left its beginning."""
+        """What tokens read besides their window; None while nobody's window has left its beginning.
+
+        In torch on every device: `place_segments` knows no sinks, which only streams without an end have.
+        """
         window_tokens, n_sinks = tables.window_tokens, tables.sink_tokens
         last_host = int((starts_host_S + self.lens_host_S).max()) - 1
         if window_tokens is None or not n_sinks or last_host < window_tokens:
