@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from penstock.core.executor import ModelFacts, StateKind, StateSpec
 from penstock.core.plan import BlockCopy, Plan, RowBlocks, RowStart
 from penstock.core.request import SamplingParams
+from penstock.runtime.block_copies import independent_copies
 from penstock.runtime.layout import Layout, Stretch, group_runs, stretches
 from penstock.runtime.rows import Int, Rows
-from penstock.runtime.step import independent_copies
 from penstock.runtime.transforms import stop_ids
 
 CPU = torch.device("cpu")

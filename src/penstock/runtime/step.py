@@ -8,7 +8,7 @@ Shape letters: T tokens, D model width, N sampling rows, V vocabulary.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -16,14 +16,15 @@ import torch
 from torch import Tensor
 
 from penstock.core.executor import ModelFacts, StateKind
-from penstock.core.plan import BlockCopy, Chunk, DecodeGroup, Plan
+from penstock.core.plan import Chunk, DecodeGroup, Plan
 from penstock.ops.batch import SegmentBatch
 from penstock.ops.sample import logprobs
 from penstock.runtime import graphs, mixed_graphs
+from penstock.runtime.block_copies import copy_blocks
 from penstock.runtime.cascade import SharingRule
+from penstock.runtime.decode_inputs import DecodeInputs
 from penstock.runtime.graphs import DecodeGraphs, Drawing
 from penstock.runtime.layout import Layout, group_runs, stretches
-from penstock.runtime.logits import LogitsStage
 from penstock.runtime.mixed_graphs import MixedGraphs
 from penstock.runtime.movers import Lane, Mover
 from penstock.runtime.readback import KeysRead, LogprobsHost, Readback, Samples, Stopwatch
@@ -105,7 +106,7 @@ class Stepper:
         self._mover = Mover(facts.states, device, lane)
         self._kept: dict[int, tuple[Chunk, Tensor]] = {}
         self._logits = make_logits_stage(facts, max_rows, device)
-        self._decoding = _Decoding(self._rows, self._logits)
+        self._decoding = DecodeInputs(self._rows, self._logits)
         self._n_steps = 0
         self._n_prepared = 0
         self._sharing = Sharing(self._rows, sharing) if any(sharing) else None
@@ -262,12 +263,7 @@ class Stepper:
         self._logits.follow(plan, known)
         self._mover.move_in(plan)
         self._mover.hold_steps(plan)
-        for copies in independent_copies(plan.copies):
-            sources = send(np.array([copy.source for copy in copies]), self._device)
-            targets = send(np.array([copy.target for copy in copies]), self._device)
-            for layer in self._facts.states[copies[0].group].layers:
-                pool = self._pools[layer]
-                pool.index_copy_(1, targets, pool.index_select(1, sources))
+        copy_blocks(plan.copies, self._facts.states, self._pools)
         if plan.chunks:
             placed = np.array([(chunk.row, chunk.start) for chunk in plan.chunks], np.int64)
             self._rows.place(placed[:, 0], placed[:, 1])
@@ -394,51 +390,3 @@ class Stepper:
         ids_N, logprobs_host = draw.draw(logits_NV, positions_N)
         self._rows.advance(draw.members_host_N, tokens_host_N, draw.members_N, positions_N, ids_N)
         return Samples(fetch(ids_N.to(torch.int32)), draw.logprobs_at, logprobs_host)
-
-
-class _Decoding:
-    """What the decode group feeds to a step, made anew only when its members change."""
-
-    def __init__(self, rows: Rows, logits: LogitsStage) -> None:
-        self._rows = rows
-        self._logits = logits
-        self._layout_key: tuple[int, tuple[int, ...]] | None = None
-        self._draw_key: tuple[int, int, tuple[int, ...]] | None = None
-        self._drawing_key: tuple[int, int, tuple[int, ...]] | None = None
-
-    def drawing(self, group: DecodeGroup) -> tuple[Drawing, Ints]:
-        """How the members draw, and who they are."""
-        key = self._rows.generation, group.version, group.rows
-        if self._drawing_key != key:
-            self._members = np.array(group.rows, np.int64)
-            self._drawing = graphs.drawing_of(self._members, self._rows, self._logits)
-            self._drawing_key = key
-        return self._drawing, self._members
-
-    def layout(self, group: DecodeGroup) -> Layout:
-        key = group.version, group.rows
-        if self._layout_key != key:
-            rows = np.array(group.rows, np.int64)
-            self._layout, self._layout_key = Layout(rows, np.ones_like(rows), self._rows.device), key
-        return self._layout
-
-    def draw(self, group: DecodeGroup) -> Draw:
-        key = self._rows.generation, group.version, group.rows
-        if self._draw_key != key:
-            members = np.array(group.rows, np.int64)
-            self._draw, self._draw_key = Draw(members, self._rows, self._logits), key
-        return self._draw
-
-
-def independent_copies(copies: Sequence[BlockCopy]) -> Iterator[list[BlockCopy]]:
-    """Runs of copies that may happen at once, in order: one group, and none touches what an earlier one wrote."""
-    run: list[BlockCopy] = []
-    written: set[int] = set()
-    for copy in copies:
-        if run and (copy.group != run[0].group or copy.source in written or copy.target in written):
-            yield run
-            run, written = [], set()
-        run.append(copy)
-        written.add(copy.target)
-    if run:
-        yield run
