@@ -35,7 +35,7 @@ class Coming:
     def __init__(self, key_tokens: int) -> None:
         self._key_tokens = key_tokens
         self._sources: dict[bytes, dict[str, tuple[Sequence, KeyChain]]] = {}  # by first key and sequence
-        self._first_key: dict[str, bytes] = {}  # of each of them
+        self.noted: dict[str, bytes] = {}  # sequence -> its first key, of each of them
         self._shares: dict[str, Share] = {}
 
     @property
@@ -46,18 +46,18 @@ class Coming:
     def note(self, seq: Sequence, chain: KeyChain, tokens: int) -> None:
         """The first `tokens` known tokens of a sequence that starts are there; it computes the others."""
         if tokens // self._key_tokens < chain.full_blocks:
-            key = self._first_key[seq.id] = chain.key(0)
+            key = self.noted[seq.id] = chain.key(0)
             self._sources.setdefault(key, {})[seq.id] = (seq, chain)
 
     def note_written(self, seq: Sequence, tokens: int) -> None:
-        """The first `tokens` known tokens of a running sequence are there, or planned."""
-        key = self._first_key.get(seq.id)
-        if key is not None and tokens // self._key_tokens >= self._sources[key][seq.id][1].full_blocks:
+        """The first `tokens` known tokens of a sequence that is noted are there, or planned."""
+        _, chain = self._sources[self.noted[seq.id]][seq.id]
+        if tokens // self._key_tokens >= chain.full_blocks:
             self.drop(seq)
 
     def drop(self, seq: Sequence) -> None:
         """The sequence computes nothing any more."""
-        key = self._first_key.pop(seq.id, None)
+        key = self.noted.pop(seq.id, None)
         if key is not None:
             del self._sources[key][seq.id]
             if not self._sources[key]:
@@ -97,7 +97,7 @@ class Coming:
     def audit(self) -> None:
         """Check that only sequences with memory are noted, each by one key; raises AssertionError."""
         noted = {name: key for key, of_key in self._sources.items() for name in of_key}
-        assert noted == self._first_key, f"noted are {noted}, by sequence {self._first_key}"
+        assert noted == self.noted, f"noted are {noted}, by sequence {self.noted}"
         gone = [seq for of_key in self._sources.values() for seq, _ in of_key.values() if seq.state not in RESIDENT]
         assert not gone, f"{gone} are said to compute"
 

@@ -300,7 +300,8 @@ class Memory:
         if self._share_prefixes:
             for group in self.groups:
                 group.note_full(seq.id, self._chains[seq.id], known)
-            self._coming.note_written(seq, known)
+            if seq.id in self._coming.noted:
+                self._coming.note_written(seq, known)
 
     def release(self, seq: Sequence, now_s: float, *, is_over: bool) -> None:
         """A resident sequence gives up its memory; full blocks stay cached, or pinned if the retain policy says so."""

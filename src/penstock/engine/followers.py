@@ -17,6 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from penstock.cache.memory import Memory
+from penstock.core.plan import Plan
 from penstock.core.sequence import Sequence
 from penstock.engine.residents import Residents
 
@@ -37,7 +38,7 @@ class Followers:
         self._memory = memory
         self._residents = residents
         self._waits: dict[str, _Wait] = {}
-        self._tokens = 0  # of prompts, that were planned so far; a step without any counts as one
+        self._tokens = 0  # of prompts, that were planned while somebody followed; a step without any counts as one
 
     def follows(self, seq: Sequence) -> bool:
         """Whether it was let follow before, and need not be asked again: what it waits for is still coming."""
@@ -69,6 +70,7 @@ class Followers:
         """It ended in the queue."""
         self._waits.pop(seq.id, None)
 
-    def note_step(self, prompt_tokens: int) -> None:
-        """A step with so many prompt tokens was planned."""
-        self._tokens += max(1, prompt_tokens)
+    def note_step(self, plan: Plan) -> None:
+        """A step was planned."""
+        if self._waits:
+            self._tokens += max(1, plan.tokens - plan.decode.tokens)

@@ -326,7 +326,7 @@ class Scheduler:
         plan = draft.to_plan(self._next_plan_id, group, sampling_rows, self.memory.take_moves(self._next_plan_id))
         residents.note_departed(plan.id)
         self._next_plan_id += 1
-        self._followers.note_step(plan.tokens - plan.decode.tokens)
+        self._followers.note_step(plan)
         chunk_samples = tuple(owners[i] for i in plan.sampling_chunks)
         for observer in self._watching["on_step"]:
             observer.on_step(plan, self._view())
