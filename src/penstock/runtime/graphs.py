@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
@@ -211,8 +212,11 @@ class Tape:
                 graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
                 try:
                     found = body()
-                finally:
-                    graph.capture_end()
+                except BaseException:
+                    with suppress(RuntimeError):  # it may be void already; what broke it is what counts
+                        graph.capture_end()
+                    raise
+                graph.capture_end()
         except torch.OutOfMemoryError as full:
             if self._must_record:
                 raise
