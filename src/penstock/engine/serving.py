@@ -73,9 +73,11 @@ def _serve(engine: Engine, link: EngineEnd, heart: Heart) -> None:
     counted_s = 0.0
     can_prepare, rest_s = True, IDLE_WAIT_S
     while True:
-        idle_s = rest_s if can_prepare else IDLE_WAIT_S
-        wait_s = 0.0 if engine.has_work else idle_s
-        commands = link.receive(STALLED_WAIT_S if engine.is_stalled else wait_s)
+        if engine.has_work:
+            wait_s = STALLED_WAIT_S if engine.is_stalled else 0.0
+        else:
+            wait_s = rest_s if can_prepare else IDLE_WAIT_S
+        commands = link.receive(wait_s)
         for command in commands:
             if isinstance(command, Shutdown):
                 return
