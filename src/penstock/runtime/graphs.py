@@ -166,8 +166,10 @@ class _Form:
 
 
 @dataclass(frozen=True, slots=True)
-class _Captured:
-    """logits: for a draw outside of the graph; overwritten by the next replay of any graph."""
+class Captured:
+    """A step that was recorded. logits: for a draw outside of the graph; overwritten by the next replay of any graph.
+    how: in words for people.
+    """
 
     graph: torch.cuda.CUDAGraph
     logits_SV: Tensor | None
@@ -264,7 +266,7 @@ class DecodeGraphs:
         self._forms_shared = (False, True) if can_share else (False,)
         self.sizes = (*(size for size in BUCKETS if size < scratch_row), scratch_row)
         self._buckets: dict[int, _Bucket] = {}
-        self._graphs: dict[_Form, _Captured] = {}
+        self._graphs: dict[_Form, Captured] = {}
         self.how = KERNEL_BY_KERNEL  # of the last step
         self._drawings = {Drawing.PLAIN: None}  # in the order in which they were met; the usual one is expected
         self._seen: set[_Form] = set()
@@ -342,7 +344,7 @@ class DecodeGraphs:
         if recorded is not None:
             log.debug("captured a decode step: %s", form)
             shared = ", shared prefixes" if form.is_shared else ""
-            self._graphs[form] = _Captured(*recorded, f"graph of {form.size} rows, {form.drawing.value}{shared}")
+            self._graphs[form] = Captured(*recorded, f"graph of {form.size} rows, {form.drawing.value}{shared}")
 
     def _body(self, bucket: _Bucket, form: _Form) -> Tensor | None:
         """A step of the rows in `layout.rows_S`, whole, or up to the logits, which it returns then."""

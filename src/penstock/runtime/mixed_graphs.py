@@ -31,7 +31,7 @@ from penstock.core.executor import ModelFacts
 from penstock.core.plan import Chunk, Plan
 from penstock.ops.advance_rows import advance_rows
 from penstock.ops.batch import Placement
-from penstock.runtime.graphs import Drawing, Model, SharedRooms, Tape, draw_on_device
+from penstock.runtime.graphs import Captured, Drawing, Model, SharedRooms, Tape, draw_on_device
 from penstock.runtime.layout import Layout, OnDevice
 from penstock.runtime.readback import KERNEL_BY_KERNEL
 from penstock.runtime.rows import Rows
@@ -56,14 +56,6 @@ class _Form:
     decode_rows: int
     drawing: Drawing
     is_shared: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _Captured:
-    """logits: for a draw outside of the graph; overwritten by the next replay of any graph."""
-
-    graph: torch.cuda.CUDAGraph
-    logits_NV: Tensor | None
 
 
 class _Room:
@@ -178,9 +170,8 @@ class MixedGraphs:
         self._tokens = [size for size in TOKENS if size <= (MOST_TOKENS_SMALL if is_small else MOST_TOKENS)]
         self._decode_rows = (*(size for size in DECODE_ROWS if size < scratch_row), scratch_row)
         self._rooms: dict[tuple[int, int], _Room] = {}
-        self._graphs: OrderedDict[_Form, _Captured] = OrderedDict()
+        self._graphs: OrderedDict[_Form, Captured] = OrderedDict()
         self._seen: set[_Form] = set()
-        self._captured_sizes: set[tuple[int, int]] = set()  # (tokens, decode rows)
         self._drawings = {Drawing.PLAIN: None}  # in the order in which they were met; the usual one is expected
         self._ids_N = torch.zeros(scratch_row + MOST_CHUNKS, dtype=torch.int32, device=rows.device)
         self.how = KERNEL_BY_KERNEL  # of the last step
@@ -190,8 +181,10 @@ class MixedGraphs:
         if not plan.chunks or len(plan.chunks) > MOST_CHUNKS:
             return False
         size = self._size(plan)
-        if size is None or (self._tape.is_full and size not in self._captured_sizes):  # left over tokens cost time
+        if size is None:
             return False
+        if self._tape.is_full and all(size != (form.tokens, form.decode_rows) for form in self._graphs):
+            return False  # nothing to gain, and what is left over of a room costs time
         return all(chunk.first_layer == 0 and self._ends_last(chunk) for chunk in plan.chunks)
 
     def _ends_last(self, chunk: Chunk) -> bool:
@@ -222,8 +215,8 @@ class MixedGraphs:
             captured = self._graphs[form]
             self._graphs.move_to_end(form)
             captured.graph.replay()
-            self.how = f"graph of {form.tokens} tokens, {form.decode_rows} rows, {drawing.value}"
-            logits_NV = captured.logits_NV
+            self.how = captured.how
+            logits_NV = captured.logits_SV
         else:
             self._seen.add(form)
             self.how = KERNEL_BY_KERNEL
@@ -264,8 +257,9 @@ class MixedGraphs:
         recorded = self._tape.record(lambda: self._body(room, form))
         if recorded is None:
             return
-        self._graphs[form] = _Captured(*recorded)
-        self._captured_sizes.add((form.tokens, form.decode_rows))
+        shared = ", shared prefixes" if form.is_shared else ""
+        how = f"graph of {form.tokens} tokens, {form.decode_rows} rows, {form.drawing.value}{shared}"
+        self._graphs[form] = Captured(*recorded, how)
         log.debug("captured a step with prompts: %s", form)
         if len(self._graphs) > MOST_GRAPHS:
             oldest, _ = self._graphs.popitem(last=False)
